@@ -1,0 +1,136 @@
+"""What every attention function asks of its inputs; each error names the argument, the shape wanted and the fix."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from attention_jax.mask_tree import as_mask
+
+ONE_HEAD = "query [T, H], key [S, H], value [S, Hv]"
+MANY_HEADS = "query [*B, T, N, H], key [*B, S, K, H], value [*B, S, K, Hv]"
+
+
+def check_one_head(**arrays) -> list[jax.Array]:
+    """Query, key and (if given) value of one head and one example as arrays, or a `TypeError` / `ValueError`."""
+    arrays = _check_dtypes(arrays)
+    if any(array.ndim != 2 for array in arrays.values()):
+        problem = "one head and one example are wanted; map others with jax.vmap, or call multi_head_attention"
+        raise ValueError(_shape_error(problem, ONE_HEAD, arrays))
+    query, key, value = (*arrays.values(), arrays["key"])[:3]
+    if query.shape[1] != key.shape[1]:
+        raise ValueError(_shape_error("query and key differ in head dim H", ONE_HEAD, arrays))
+    if key.shape[0] != value.shape[0]:
+        raise ValueError(_shape_error("key and value differ in length S", ONE_HEAD, arrays))
+    return list(arrays.values())
+
+
+def check_many_heads(query, key, value) -> list[jax.Array]:
+    """Query, key and value with heads and any batch dimensions as arrays, or a `TypeError` / `ValueError`."""
+    arrays = _check_dtypes({"query": query, "key": key, "value": value})
+    query, key, value = arrays.values()
+    problem = None
+    if len({array.ndim for array in arrays.values()}) > 1 or query.ndim < 3:
+        problem = "each needs a head axis, and all the same batch dimensions"
+    elif not query.shape[:-3] == key.shape[:-3] == value.shape[:-3]:
+        problem = "the batch dimensions *B differ"
+    elif query.shape[-1] != key.shape[-1]:
+        problem = "query and key differ in head dim H"
+    elif key.shape[-3:-1] != value.shape[-3:-1]:
+        problem = "key and value differ in length S or heads K"
+    elif key.shape[-2] == 0 or query.shape[-2] % key.shape[-2]:
+        problem = (
+            f"the {query.shape[-2]} query heads are not a multiple of the {key.shape[-2]} key/value heads "
+            "(if your arrays are [*B, heads, length, H], pass jnp.swapaxes(x, -3, -2) of each)"
+        )
+    if problem:
+        raise ValueError(_shape_error(problem, MANY_HEADS, arrays))
+    return [query, key, value]
+
+
+def check_mask(mask, shape: tuple[int, ...]) -> jax.Array | None:
+    """A mask (or bool array, or None) as a bool array of `shape`, which is `[T, S]` or `[*B, N, T, S]`."""
+    if mask is None:
+        return None
+    return _broadcast("mask", as_mask(mask).to_array(*shape[-2:]), shape)
+
+
+def check_bias(bias, shape: tuple[int, ...]) -> jax.Array | None:
+    """A bias (or None) as a floating array of `shape`, which is `[T, S]` or `[*B, N, T, S]`."""
+    if bias is None:
+        return None
+    bias = jnp.asarray(bias)
+    if not jnp.issubdtype(bias.dtype, jnp.floating):
+        fix = "pass a bool array as mask=" if bias.dtype == jnp.bool_ else "convert it, e.g. bias.astype(float)"
+        raise TypeError(f"bias is added to the logits and must be floating point, got {bias.dtype}: {fix}")
+    return _broadcast("bias", bias, shape)
+
+
+def check_dropout(rate: float, rng: jax.Array | None) -> float:
+    """The dropout rate as a Python float in [0, 1), with a random key if it is not 0."""
+    rate = check_dropout_rate(rate)
+    if rate > 0 and rng is None:
+        raise ValueError(f"dropout_rate={rate} needs dropout_rng=, a key such as jax.random.key(0)")
+    return rate
+
+
+def check_dropout_rate(rate: float) -> float:
+    """The dropout rate as a Python float in [0, 1)."""
+    if isinstance(rate, jax.core.Tracer):
+        raise TypeError(
+            f"dropout_rate must be static (a Python float known while tracing), got a traced "
+            f"{rate.aval.str_short()}: "
+            "close over it, or list it in jit's static_argnames"
+        )
+    rate = float(rate)
+    if not 0 <= rate < 1:  # also refuses NaN
+        raise ValueError(f"dropout_rate must be at least 0 and below 1, got {rate}")
+    return rate
+
+
+def check_scale(scale, head_dim: int):
+    """The factor on query . key: 1/sqrt(H) unless given."""
+    if scale is None:
+        return 1 / math.sqrt(head_dim) if head_dim else 1.0
+    if jnp.ndim(scale) != 0 or not jnp.issubdtype(jnp.result_type(scale), jnp.number):
+        raise ValueError(f"scale must be one number, got {jnp.shape(scale)}: multiply the query by an array instead")
+    return scale
+
+
+def _check_dtypes(arrays) -> dict[str, jax.Array]:
+    arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"{name} must be floating point, got {array.dtype}: convert it, e.g. {name}.astype(float)")
+    if len({array.dtype for array in arrays.values()}) > 1:
+        dtypes = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
+        raise ValueError(
+            f"all of {', '.join(arrays)} must have one dtype, got {dtypes}: convert them to the one wanted"
+        )
+    return arrays
+
+
+def _shape_error(problem: str, layout: str, arrays) -> str:
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+    return f"{problem}: expected {layout}; got {shapes}"
+
+
+def _broadcast(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`array` broadcast to `shape`, if it is `[T, S]` or has all of `shape`'s axes.
+
+    NumPy's own rule would also take `[B, T, S]`, and read it as one array a head wherever B == N.
+    """
+    fits = array.ndim in (2, len(shape)) and all(
+        size in (1, wanted) for size, wanted in zip(array.shape[::-1], shape[::-1], strict=False)
+    )
+    if fits:
+        return jnp.broadcast_to(array.reshape((1,) * (len(shape) - array.ndim) + array.shape), shape)
+    *batch, T, S = shape
+    wanted = f"[T, S] = [{T}, {S}]"
+    if batch:
+        sizes = ", ".join([*map(str, batch[:-1]), f"{batch[-1]} or 1", str(T), str(S)])
+        wanted += f", or [*B, N or 1, T, S] = [{sizes}]"
+    fix = ""
+    if len(batch) > 1 and array.shape == (*batch[:-1], T, S):
+        fix = f": give it a head axis, {name}[..., None, :, :]"
+    raise ValueError(f"{name} has shape {array.shape}, expected {wanted}{fix}")

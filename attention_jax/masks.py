@@ -1,0 +1,143 @@
+"""Which keys each query may attend to: a mask is an expression tree on positions.
+
+    >>> from attention_jax import causal, sliding_window, prefix
+    >>> print(causal() & sliding_window(2, 0) | prefix(1))
+    causal() & sliding_window(2, 0) | prefix(1)
+    8 queries (down) x 8 keys (across), ■ may attend
+    ■ · · · · · · ·
+    ■ ■ · · · · · ·
+    ■ ■ ■ · · · · ·
+    ■ ■ ■ ■ · · · ·
+    ■ · ■ ■ ■ · · ·
+    ■ · · ■ ■ ■ · ·
+    ■ · · · ■ ■ ■ ·
+    ■ · · · · ■ ■ ■
+
+Every mask is a pytree: the arrays it holds (segment ids, lengths) may be traced and `vmap`ped over; options such as a
+window's width are static. `True` always means "may attend". Additive terms are not masks: pass them as `bias=`.
+"""
+
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention_jax.mask_tree import Causal, Function, KeyLengths, Mask, Prefix, Segments, Window, as_mask
+
+
+def causal(*, offset: int | None = None) -> Mask:
+    """Query t sees key s if `s <= t + offset`.
+
+    Args:
+      offset: how many positions the first query stands after the first key (static int). `None` means 0, and is only
+        accepted for T == S; otherwise `offset=0` aligns the starts and `offset=S - T` the ends.
+
+    >>> causal(offset=2).to_array(2, 4).astype(int).tolist()
+    [[1, 1, 1, 0], [1, 1, 1, 1]]
+    """
+    return Causal(offset if offset is None else static_int("causal(offset=)", offset))
+
+
+def sliding_window(left: int, right: int, *, offset: int | None = None) -> Mask:
+    """Query t sees the keys from `t - left` to `t + right`, itself included (Longformer, arXiv:2004.05150).
+
+    Args:
+      left, right: how many positions before and after its own a query sees (static ints >= 0).
+      offset: as in `causal`: query t stands at key position `t + offset`.
+
+    >>> sliding_window(1, 0).to_array(3, 3).astype(int).tolist()
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    """
+    left = static_int("sliding_window(left=)", left, minimum=0)
+    right = static_int("sliding_window(right=)", right, minimum=0)
+    return Window(left, right, offset if offset is None else static_int("sliding_window(offset=)", offset))
+
+
+def prefix(n: int) -> Mask:
+    """Every query sees the first n keys (static int >= 0); `causal() | prefix(n)` is the prefix-LM of arXiv:1910.10683.
+
+    >>> prefix(1).to_array(2, 3).astype(int).tolist()
+    [[1, 0, 0], [1, 0, 0]]
+    """
+    return Prefix(static_int("prefix(n)", n, minimum=0))
+
+
+def segments(query_ids, key_ids=None) -> Mask:
+    """A query sees the keys of its own segment: packed documents that do not see each other.
+
+    Args:
+      query_ids: integer array `[T]` or `[*B, T]`.
+      key_ids: integer array `[S]` or `[*B, S]`; `query_ids` if not given.
+
+    >>> segments(jnp.array([0, 0, 1])).to_array(3, 3).astype(int).tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    """
+    query_ids = _integers("segments(query_ids)", query_ids)
+    key_ids = query_ids if key_ids is None else _integers("segments(key_ids)", key_ids)
+    if query_ids.ndim == 0 or query_ids.shape[:-1] != key_ids.shape[:-1]:
+        raise ValueError(
+            f"segments() wants query_ids [*B, T] and key_ids [*B, S] with the same batch dimensions, "
+            f"got {query_ids.shape} and {key_ids.shape}"
+        )
+    return Segments(query_ids, key_ids)
+
+
+def key_lengths(lengths) -> Mask:
+    """Every query sees the first `lengths` keys: right-padded batches, or a partly filled cache.
+
+    Args:
+      lengths: integer scalar or array `[*B]`; may be traced.
+
+    >>> key_lengths(jnp.array([1, 3])).to_array(1, 3).astype(int).tolist()
+    [[[[1, 0, 0]]], [[[1, 1, 1]]]]
+    """
+    return KeyLengths(_integers("key_lengths(lengths)", lengths))
+
+
+def mask_from_array(array) -> Mask:
+    """A mask from a bool array, True where a query may attend.
+
+    Args:
+      array: bool `[T, S]`, `[N or 1, T, S]` for one example, or `[*B, N or 1, T, S]`; T and S may be 1 to broadcast.
+
+    >>> mask_from_array([[True, False]]).to_array(2, 2).astype(int).tolist()
+    [[1, 0], [1, 0]]
+    """
+    return as_mask(jnp.asarray(array))
+
+
+def mask_from_function(fn: Callable[[jax.Array, jax.Array], jax.Array]) -> Mask:
+    """A mask from `fn(t, s)`: bool, whether the query at position t may see the key at position s.
+
+    Args:
+      fn: called with integer arrays `[T, 1]` and `[1, S]`; what it returns broadcasts against `[T, S]`.
+
+    >>> mask_from_function(lambda t, s: (t - s) % 2 == 0).to_array(2, 3).astype(int).tolist()
+    [[1, 0, 1], [0, 1, 0]]
+    """
+    return Function(fn)
+
+
+def static_int(name: str, value, minimum: int | None = None) -> int:
+    """`value` as a Python int, or a `TypeError` that says why an array or a traced value will not do."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} must be static (a Python int known while tracing), got the traced {value.aval.str_short()}: "
+            "close over it or list it in jit's static_argnames; for bounds that depend on data use key_lengths, "
+            "segments or mask_from_function"
+        )
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    value = operator.index(value)
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return value
+
+
+def _integers(name: str, value) -> jax.Array:
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must hold integers, got {array.dtype}")
+    return array

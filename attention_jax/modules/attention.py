@@ -1,0 +1,234 @@
+"""Attention as Flax NNX modules: one head, many heads, and the textbook's way from one to the other."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention_jax.dot_product import merge_heads, multi_head_attention
+from attention_jax.modules.feed_forward import Dropout, Linear
+from attention_jax.projections import project_fused, project_separate
+
+ModuleList = getattr(nnx, "List", list)  # Flax 0.12 wants nnx.List, which 0.11 does not have
+
+
+class SingleHeadAttention(nnx.Module):
+    """Projections to one query, key and value a position, and attention over them.
+
+    Args:
+      embed_dim: D of the input.
+      head_dim: H, also the output's last dimension.
+      use_bias: whether the projections have biases.
+      dropout_rate: of the attention weights.
+      rngs: initialises the parameters.
+
+    >>> x = jnp.ones((2, 5, 8))
+    >>> SingleHeadAttention(8, 4, rngs=nnx.Rngs(0))(x).shape
+    (2, 5, 4)
+    """
+
+    def __init__(
+        self, embed_dim: int, head_dim: int, *, use_bias: bool = True, dropout_rate: float = 0.0, rngs: nnx.Rngs
+    ):
+        linear = partial(Linear, embed_dim, head_dim, use_bias=use_bias, rngs=rngs)
+        self.query, self.key, self.value = linear(), linear(), linear()
+        self.dropout_rate = Dropout(dropout_rate).rate
+
+    def __call__(self, x, context=None, *, mask=None, rngs: nnx.Rngs | None = None, return_weights: bool = False):
+        """Each position of `x` attends to `context`, or to `x` itself.
+
+        Args:
+          x: `[*B, T, D]`.
+          context: `[*B, S, D]`.
+          mask: `Mask`, or bool `[T, S]` or `[*B, 1, T, S]`.
+          rngs: a `dropout` stream; without it there is no dropout.
+          return_weights: whether to return the weights too, before dropout.
+
+        Returns:
+          `[*B, T, H]`; with `return_weights`, also `[*B, T, S]`.
+        """
+        context = x if context is None else context
+        query, key, value = (layer(source)[..., None, :] for layer, source in self._projections(x, context))
+        dropout = _dropout_arguments(self.dropout_rate, rngs)
+        output = multi_head_attention(query, key, value, mask=mask, **dropout)[..., 0, :]
+        if return_weights:
+            return output, _recover_weights(multi_head_attention, query, key, mask)[..., 0, :, :]
+        return output
+
+    def _projections(self, x, context):
+        return (self.query, x), (self.key, context), (self.value, context)
+
+
+class ConcatenatedHeads(nnx.Module):
+    """The textbook's multi-head attention: a stack of single heads side by side, concatenated and projected.
+
+    Slow, since each head makes its own small products, and the same function as `MultiHeadAttention`: see
+    `to_multi_head`.
+
+    Args:
+      embed_dim: D of input and output.
+      num_heads: N; each head has D / N channels.
+      rngs: initialises the parameters.
+
+    >>> x = jax.random.normal(jax.random.key(0), (5, 8))
+    >>> heads = ConcatenatedHeads(8, 2, rngs=nnx.Rngs(0))
+    >>> print(jnp.allclose(heads(x), heads.to_multi_head()(x), atol=1e-6))
+    True
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, *, rngs: nnx.Rngs):
+        head_dim = _head_dim(embed_dim, num_heads)
+        self.heads = ModuleList([SingleHeadAttention(embed_dim, head_dim, rngs=rngs) for _ in range(num_heads)])
+        self.out = Linear(embed_dim, embed_dim, rngs=rngs)
+
+    def __call__(self, x, context=None, *, mask=None) -> jax.Array:
+        """`[*B, T, D]` (and `[*B, S, D]`) -> `[*B, T, D]`."""
+        return self.out(jnp.concatenate([head(x, context, mask=mask) for head in self.heads], axis=-1))
+
+    def to_multi_head(self) -> "MultiHeadAttention":
+        """A `MultiHeadAttention` of the same function: the heads' kernels side by side."""
+        D = self.out.in_features
+        attention = MultiHeadAttention(D, len(self.heads), rngs=nnx.Rngs(0))
+        for name in ("query", "key", "value"):
+            layers, together = [getattr(head, name) for head in self.heads], getattr(attention, name)
+            together.kernel[...] = jnp.concatenate([layer.kernel[...] for layer in layers], axis=-1)
+            together.bias[...] = jnp.concatenate([layer.bias[...] for layer in layers], axis=-1)
+        nnx.update(attention.out, nnx.state(self.out))
+        return attention
+
+
+class MultiHeadAttention(nnx.Module):
+    """Multi-head attention (arXiv:1706.03762), of a sequence to itself or to another.
+
+    Args:
+      embed_dim: D of input and output; each head has D / N channels.
+      num_heads: N, query heads.
+      num_kv_heads: K, key/value heads (arXiv:2305.13245); N if not given.
+      use_bias: whether the projections have biases.
+      fused: project query, key and value by one kernel `[D, (N + 2 K) H]`; for self-attention only.
+      dropout_rate: of the attention weights, and of the output.
+      rotary: turns queries and keys by their positions, called with `[*B, T, N, H]` and positions `[T]` or `[*B, T]`;
+        e.g. `partial(rotary_embedding, frequencies=rotary_frequencies(H))`.
+      qk_norm: normalise each query and key to unit root mean square, with a learned scale (arXiv:2302.05442).
+      attention_fn: called with `query, key, value, mask=`, and `dropout_rate=, dropout_rng=` when they act.
+      rngs: initialises the parameters.
+
+    Raises:
+      ValueError: D is not a multiple of N, N not one of K, or `dropout_rate` not in [0, 1).
+
+    >>> from attention_jax import causal
+    >>> attention = MultiHeadAttention(32, 4, num_kv_heads=2, rngs=nnx.Rngs(0))
+    >>> output, weights = attention(jnp.ones((3, 5, 32)), mask=causal(), return_weights=True)
+    >>> output.shape, weights.shape
+    ((3, 5, 32), (3, 4, 5, 5))
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        use_bias: bool = True,
+        fused: bool = False,
+        dropout_rate: float = 0.0,
+        rotary: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        qk_norm: bool = False,
+        attention_fn: Callable[..., jax.Array] = multi_head_attention,
+        rngs: nnx.Rngs,
+    ):
+        H = _head_dim(embed_dim, num_heads)
+        self.num_heads, self.num_kv_heads = num_heads, num_heads if num_kv_heads is None else num_kv_heads
+        if self.num_kv_heads < 1 or num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}")
+        linear = partial(Linear, embed_dim, use_bias=use_bias, rngs=rngs)
+        N, K = self.num_heads, self.num_kv_heads
+        if fused:
+            self.qkv = linear((N + 2 * K) * H)
+        else:
+            self.query, self.key, self.value = linear(N * H), linear(K * H), linear(K * H)
+        self.out = linear(embed_dim)
+        self.fused = fused
+        self.query_norm = nnx.RMSNorm(H, rngs=rngs) if qk_norm else None
+        self.key_norm = nnx.RMSNorm(H, rngs=rngs) if qk_norm else None
+        self.dropout = Dropout(dropout_rate)
+        self.rotary = rotary
+        self.attention_fn = attention_fn
+
+    def __call__(
+        self,
+        x,
+        context=None,
+        *,
+        mask=None,
+        positions=None,
+        rngs: nnx.Rngs | None = None,
+        return_weights: bool = False,
+    ):
+        """Each position of `x` attends to `context`, or to `x` itself.
+
+        Args:
+          x: `[*B, T, D]`.
+          context: `[*B, S, D]`.
+          mask: `Mask`, or bool `[T, S]` or `[*B, N or 1, T, S]`.
+          positions: integer `[T]` or `[*B, T]`, of `x` for `rotary`; 0 .. T-1 if not given. Those of a `context` are
+            0 .. S-1.
+          rngs: a `dropout` stream; without it there is no dropout.
+          return_weights: whether to return the weights too, before dropout and in float32 or better.
+
+        Returns:
+          `[*B, T, D]`; with `return_weights`, also `[*B, N, T, S]`. The output's bits are the same either way.
+
+        Raises:
+          ValueError: shapes that do not fit, or a `context` given to a fused projection.
+        """
+        query, key, value = self._project(x, context)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.rotary is not None:
+            positions = jnp.arange(query.shape[-3]) if positions is None else positions
+            query = self.rotary(query, positions)
+            key = self.rotary(key, positions if context is None else jnp.arange(key.shape[-3]))
+        elif positions is not None:
+            raise ValueError("positions= only acts through a rotary embedding: build the module with rotary=")
+        dropout = _dropout_arguments(self.dropout.rate, rngs)
+        heads = self.attention_fn(query, key, value, mask=mask, **dropout)
+        output = self.dropout(self.out(merge_heads(heads)), rngs)
+        if return_weights:
+            return output, _recover_weights(self.attention_fn, query, key, mask)
+        return output
+
+    def _project(self, x, context):
+        heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads}
+        if self.fused:
+            if context is not None:
+                raise ValueError("a fused projection makes query, key and value of one input: build with fused=False")
+            return project_fused(x, *_weights_of(self.qkv), **heads)
+        kernels, biases = zip(*map(_weights_of, (self.query, self.key, self.value)), strict=True)
+        return project_separate(x, x if context is None else context, kernels, biases, **heads)
+
+
+def _recover_weights(attention_fn, query, key, mask) -> jax.Array:
+    """The weights `[*B, N, T, S]` of any `attention_fn`: attention is linear in the value, and these are what it makes
+    of the identity."""
+    query, key = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key))
+    S, K = key.shape[-3:-1]
+    identity = jnp.broadcast_to(jnp.eye(S, dtype=key.dtype)[:, None, :], (S, K, S))
+    identity = jnp.broadcast_to(identity.reshape((1,) * (key.ndim - 3) + (S, K, S)), (*key.shape[:-1], S))
+    return jnp.swapaxes(attention_fn(query, key, identity, mask=mask), -3, -2)
+
+
+def _dropout_arguments(rate: float, rngs: nnx.Rngs | None) -> dict:
+    return {"dropout_rate": rate, "dropout_rng": rngs.dropout()} if rate and rngs is not None else {}
+
+
+def _weights_of(linear: nnx.Linear):
+    return linear.kernel[...], None if linear.bias is None else linear.bias[...]
+
+
+def _head_dim(embed_dim: int, num_heads: int) -> int:
+    if num_heads < 1 or embed_dim % num_heads:
+        raise ValueError(f"embed_dim={embed_dim} must be a multiple of num_heads={num_heads}")
+    return embed_dim // num_heads

@@ -1,0 +1,43 @@
+"""Position embeddings that a language model adds to its token embeddings."""
+
+import jax
+from flax import nnx
+
+from attention_jax.positions import learned_positions, sinusoidal_positions
+
+
+class LearnedPositions(nnx.Module):
+    """One learned vector a position (arXiv:1705.03122); a longer input is an error.
+
+    Args:
+      context_length: the number of positions.
+      embed_dim: D.
+      rngs: initialises the table.
+
+    >>> LearnedPositions(16, 8, rngs=nnx.Rngs(0))(5).shape
+    (5, 8)
+    """
+
+    def __init__(self, context_length: int, embed_dim: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.table = nnx.Param(init(rngs.params(), (context_length, embed_dim)))
+
+    def __call__(self, length: int) -> jax.Array:
+        """`[length, D]`, the embeddings of the first `length` positions."""
+        return learned_positions(self.table[...], length)
+
+
+class SinusoidalPositions(nnx.Module):
+    """The fixed embedding of arXiv:1706.03762: no parameters, any length. Takes the arguments of `LearnedPositions`.
+
+    >>> SinusoidalPositions(16, 8, rngs=nnx.Rngs(0))(20).shape
+    (20, 8)
+    """
+
+    def __init__(self, context_length: int, embed_dim: int, *, rngs: nnx.Rngs):
+        del context_length, rngs
+        self.embed_dim = embed_dim
+
+    def __call__(self, length: int) -> jax.Array:
+        """`[length, D]`, the embeddings of the first `length` positions."""
+        return sinusoidal_positions(length, self.embed_dim)

@@ -1,0 +1,101 @@
+"""The linear layer every module shares, and the two feed-forward networks of a transformer block."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+from attention_jax.checks import check_dropout_rate
+from attention_jax.projections import project
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution function of x (arXiv:1606.08415), by erf; PyTorch's `nn.GELU()`."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear` that multiplies all positions in one matrix product."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return project(x, self.kernel[...], None if self.bias is None else self.bias[...])
+
+
+class Dropout(nnx.Dropout):
+    """`nnx.Dropout` that acts if the call is given `rngs`, and refuses a rate outside [0, 1) when it is built."""
+
+    def __init__(self, rate: float):
+        super().__init__(check_dropout_rate(rate))
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        return super().__call__(x, deterministic=rngs is None, rngs=rngs)
+
+
+class FeedForward(nnx.Module):
+    """Two linear layers around an activation (arXiv:1706.03762, section 3.3; GELU, arXiv:1606.08415).
+
+    Args:
+      embed_dim: D.
+      hidden_dim: width between the layers; 4 D if not given.
+      activation: elementwise function; GELU if not given.
+      use_bias: whether the layers have biases.
+      dropout_rate: of the output.
+      rngs: initialises the parameters.
+
+    >>> FeedForward(8, rngs=nnx.Rngs(0))(jax.numpy.ones((5, 8))).shape
+    (5, 8)
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        hidden_dim: int | None = None,
+        activation: Callable[[jax.Array], jax.Array] = exact_gelu,
+        use_bias: bool = True,
+        dropout_rate: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        hidden_dim = hidden_dim or 4 * embed_dim
+        self.up = Linear(embed_dim, hidden_dim, use_bias=use_bias, rngs=rngs)
+        self.down = Linear(hidden_dim, embed_dim, use_bias=use_bias, rngs=rngs)
+        self.activation = activation
+        self.dropout = Dropout(dropout_rate)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """`[*B, T, D]` -> `[*B, T, D]`; drops out if given `rngs`."""
+        return self.dropout(self.down(self.activation(self.up(x))), rngs)
+
+
+class SwiGLU(nnx.Module):
+    """A gated feed-forward network: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202).
+
+    Args:
+      embed_dim: D.
+      hidden_dim: width between the layers; 8/3 D if not given, which has as many weights as `FeedForward`.
+      use_bias: whether the layers have biases.
+      dropout_rate: of the output.
+      rngs: initialises the parameters.
+
+    >>> SwiGLU(12, rngs=nnx.Rngs(0)).up.kernel.shape
+    (12, 32)
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        hidden_dim: int | None = None,
+        use_bias: bool = False,
+        dropout_rate: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        hidden_dim = hidden_dim or 8 * embed_dim // 3
+        self.gate = Linear(embed_dim, hidden_dim, use_bias=use_bias, rngs=rngs)
+        self.up = Linear(embed_dim, hidden_dim, use_bias=use_bias, rngs=rngs)
+        self.down = Linear(hidden_dim, embed_dim, use_bias=use_bias, rngs=rngs)
+        self.dropout = Dropout(dropout_rate)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """`[*B, T, D]` -> `[*B, T, D]`; drops out if given `rngs`."""
+        return self.dropout(self.down(jax.nn.silu(self.gate(x)) * self.up(x)), rngs)

@@ -1,0 +1,245 @@
+"""Where a token stands: sinusoidal and learned position embeddings, rotary embeddings and their scalings, ALiBi slopes.
+
+Rotary embeddings are three plain steps. Frequencies (radians a position) are made by `rotary_frequencies`, may be
+rescaled for longer contexts by one of the `*_scaling` functions, and turn a query or key in `rotary_embedding`:
+
+    >>> from attention_jax import rotary_embedding, rotary_frequencies, yarn_scaling
+    >>> frequencies = yarn_scaling(rotary_frequencies(64), factor=4, original_length=2048)
+    >>> rotary_embedding(jnp.ones((7, 2, 64)), jnp.arange(7), frequencies).shape
+    (7, 2, 64)
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0) -> jax.Array:
+    """The fixed position embedding of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5).
+
+    Args:
+      length: number of positions T.
+      dim: channels D, even.
+      base: ratio of the longest wavelength to the shortest.
+
+    Returns:
+      float `[T, D]`: sines in the even channels, cosines in the odd ones.
+
+    Raises:
+      ValueError: `dim` is odd.
+
+    >>> print(sinusoidal_positions(2, 4).round(3))
+    [[0.    1.    0.    1.   ]
+     [0.841 0.54  0.01  1.   ]]
+    """
+    angles = np.arange(length)[:, None] * _frequencies("sinusoidal_positions(dim=)", dim, base)[None, :]
+    return jnp.asarray(np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, dim), float)
+
+
+def learned_positions(table, length: int, *, offset: int = 0) -> jax.Array:
+    """Rows `offset .. offset + length` of a learned table (Gehring et al. 2017, arXiv:1705.03122).
+
+    Args:
+      table: `[max_length, D]`, a parameter.
+      length: number of positions T (static int).
+      offset: the first position (static int).
+
+    Returns:
+      `[T, D]`.
+
+    Raises:
+      ValueError: the table has no row for one of the positions; indexing would silently repeat its last row.
+
+    >>> learned_positions(jnp.zeros((16, 4)), 3, offset=13).shape
+    (3, 4)
+    """
+    if not 0 <= offset <= offset + length <= table.shape[0]:
+        raise ValueError(
+            f"positions {offset} to {offset + length} do not fit the position table of {table.shape[0]} rows: "
+            "shorten the sequence, or build the model with a longer context"
+        )
+    return table[offset : offset + length]
+
+
+def rotary_frequencies(dim: int, *, base: float = 10000.0) -> jax.Array:
+    """The angles, in radians a position, by which rotary embeddings turn each pair of channels (arXiv:2104.09864).
+
+    Args:
+      dim: how many channels of each head to rotate, even; fewer than the head dim leaves the rest as they are.
+      base: ratio of the slowest wavelength to the fastest, roughly.
+
+    Returns:
+      float `[dim / 2]`: base ** (-2 i / dim).
+
+    Raises:
+      ValueError: `dim` is odd.
+
+    >>> print(rotary_frequencies(4))
+    [1.   0.01]
+    """
+    return jnp.asarray(_frequencies("rotary_frequencies(dim=)", dim, base), float)
+
+
+def rotary_embedding(x, positions, frequencies, *, interleaved: bool = False, amplitude: float = 1.0) -> jax.Array:
+    """Turn queries or keys by their positions, so that query . key depends on distance alone (arXiv:2104.09864).
+
+    Args:
+      x: `[*B, T, N, H]`, queries or keys.
+      positions: integer `[T]` or `[*B, T]`.
+      frequencies: `[R / 2]` from `rotary_frequencies`; the first R <= H channels are rotated.
+      interleaved: channel pairs are (0, 1), (2, 3), ... as in the paper and GPT-J; otherwise (i, i + R/2) as in
+        GPT-NeoX and Llama.
+      amplitude: multiplies the rotated channels; `yarn_amplitude` with `yarn_scaling`.
+
+    Returns:
+      As `x`, in its dtype; the rotation is done in float32 or better.
+
+    Raises:
+      ValueError: shapes that do not fit.
+
+    >>> x = jnp.array([[[1.0, 0.0]]])
+    >>> print(rotary_embedding(x, jnp.array([1]), jnp.array([jnp.pi / 2])).round(3) + 0.0)
+    [[[0. 1.]]]
+    """
+    positions, rotated = jnp.asarray(positions), 2 * len(frequencies)
+    if x.ndim < 3 or rotated > x.shape[-1] or positions.shape not in ((x.shape[-3],), x.shape[:-2]):
+        raise ValueError(
+            "expected x [*B, T, N, H], positions [T] or [*B, T], frequencies [R / 2] with R <= H; "
+            f"got x {x.shape}, positions {positions.shape}, frequencies {frequencies.shape}"
+        )
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    angles = positions[..., None].astype(dtype) * frequencies.reshape((1,) * positions.ndim + (-1,)).astype(dtype)
+    angles = angles.reshape((1,) * (x.ndim - 2 - positions.ndim) + (*angles.shape[:-1], 1, angles.shape[-1]))
+    cos, sin = amplitude * jnp.cos(angles), amplitude * jnp.sin(angles)
+
+    turning, rest = x[..., :rotated].astype(dtype), x[..., rotated:]
+    pairs = (*turning.shape[:-1], rotated // 2, 2) if interleaved else (*turning.shape[:-1], 2, rotated // 2)
+    axis = -1 if interleaved else -2
+    first, second = jnp.moveaxis(turning.reshape(pairs), axis, 0)
+    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=axis).reshape(turning.shape)
+    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+
+
+def linear_scaling(frequencies, *, factor: float) -> jax.Array:
+    """Position interpolation: positions shrink by `factor` (Chen et al. 2023, arXiv:2306.15595).
+
+    >>> print(linear_scaling(rotary_frequencies(4), factor=2.0))
+    [0.5   0.005]
+    """
+    return frequencies / _at_least_one("linear_scaling", factor)
+
+
+def ntk_scaling(frequencies, *, factor: float) -> jax.Array:
+    """NTK-aware interpolation: the slowest pair shrinks by `factor`, the fastest stays (arXiv:2309.00071, section 3.1).
+
+    >>> print(ntk_scaling(rotary_frequencies(4), factor=2.0))
+    [1.    0.005]
+    """
+    exponents = jnp.arange(len(frequencies)) / max(len(frequencies) - 1, 1)
+    return frequencies * _at_least_one("ntk_scaling", factor) ** -exponents
+
+
+def llama3_scaling(
+    frequencies, *, factor: float, original_length: int, low_factor: float = 1.0, high_factor: float = 4.0
+) -> jax.Array:
+    """The scaling of Llama 3.1 (arXiv:2407.21783): fast pairs stay, slow ones shrink by `factor`, others in between.
+
+    Args:
+      frequencies: `[R / 2]`.
+      factor: how much longer the new context is.
+      original_length: the context, in positions, that the model was trained on.
+      low_factor, high_factor: pairs that turn fewer than `low_factor` times in the original context shrink whole, those
+        that turn more than `high_factor` times stay.
+
+    Returns:
+      `[R / 2]`.
+
+    >>> print(llama3_scaling(jnp.array([1.0, 1e-4]), factor=8.0, original_length=8192))
+    [1.00e+00 1.25e-05]
+    """
+    if not low_factor < high_factor:
+        raise ValueError(f"llama3_scaling wants low_factor < high_factor, got {low_factor} and {high_factor}")
+    turns = original_length * frequencies / (2 * math.pi)
+    keep = jnp.clip((turns - low_factor) / (high_factor - low_factor), 0, 1)
+    return frequencies * (keep + (1 - keep) / _at_least_one("llama3_scaling", factor))
+
+
+def yarn_scaling(
+    frequencies, *, factor: float, original_length: int, slow: float = 1.0, fast: float = 32.0
+) -> jax.Array:
+    """YaRN: as Llama 3's, with a ramp over pairs rather than turns (Peng et al. 2023, arXiv:2309.00071, section 3.2).
+
+    The ramp is that of the authors' code and of `transformers`: straight in the pair's index, between whole pairs.
+    Pair it with `yarn_amplitude`.
+
+    Args:
+      frequencies: `[R / 2]` as `rotary_frequencies` gives them (concrete, not traced).
+      factor: how much longer the new context is.
+      original_length: the context, in positions, that the model was trained on.
+      slow, fast: turns in the original context at which the ramp ends and begins (beta_slow, beta_fast).
+
+    Returns:
+      `[R / 2]`.
+
+    >>> with jnp.printoptions(precision=1):
+    ...     print(yarn_scaling(rotary_frequencies(8), factor=4.0, original_length=2048))
+    [1.0e+00 1.0e-01 6.2e-03 2.5e-04]
+    """
+    if not slow < fast:
+        raise ValueError(f"yarn_scaling wants slow < fast, got {slow} and {fast}")
+    pairs = len(frequencies)
+    log_step = -float(jnp.log(frequencies[1])) if pairs > 1 else 1.0  # of the frequency, from pair to pair
+
+    def pair_that_turns(turns):
+        return math.log(original_length / (turns * 2 * math.pi)) / log_step
+
+    start = max(math.floor(pair_that_turns(fast)), 0)
+    end = min(math.ceil(pair_that_turns(slow)), 2 * pairs - 1)
+    shrink = jnp.clip((jnp.arange(pairs) - start) / max(end - start, 0.001), 0, 1)
+    return frequencies * (1 - shrink + shrink / _at_least_one("yarn_scaling", factor))
+
+
+def yarn_amplitude(factor: float) -> float:
+    """What YaRN multiplies rotated queries and keys by, 0.1 ln(factor) + 1 (arXiv:2309.00071, section 3.4).
+
+    >>> round(yarn_amplitude(4.0), 4)
+    1.1386
+    """
+    return 0.1 * math.log(_at_least_one("yarn_amplitude", factor)) + 1
+
+
+def alibi_slopes(num_heads: int) -> jax.Array:
+    """ALiBi's penalty for distance in each head (Press et al. 2021, arXiv:2108.12409).
+
+    The bias of head n on the key s of query t is -slope[n] * (t - s). For a number of heads that is no power of two,
+    the authors' rule: the slopes of the next lower power, then every other one of the next higher.
+
+    Args:
+      num_heads: N >= 1.
+
+    Returns:
+      float `[N]`.
+
+    >>> print(alibi_slopes(4))
+    [0.25       0.0625     0.015625   0.00390625]
+    """
+    if num_heads < 1:
+        raise ValueError(f"alibi_slopes wants at least one head, got {num_heads}")
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * (n + 1) / power) for n in range(power)]
+    between = [2 ** (-8 * (n + 1) / (2 * power)) for n in range(0, 2 * power, 2)]
+    return jnp.asarray(slopes + between[: num_heads - power], float)
+
+
+def _frequencies(name: str, dim: int, base: float) -> np.ndarray:
+    if dim % 2:
+        raise ValueError(f"{name} must be even, to pair the channels; got {dim}")
+    return base ** (-np.arange(0, dim, 2) / dim)
+
+
+def _at_least_one(name: str, factor: float) -> float:
+    if not factor >= 1:
+        raise ValueError(f"{name} wants factor >= 1, the new context over the old, got {factor}")
+    return factor

@@ -1,0 +1,82 @@
+"""From channels to heads and back: the linear maps before and after attention, as functions of their kernels."""
+
+import jax
+import jax.numpy as jnp
+
+from attention_jax.dot_product import split_heads
+
+
+def project(x, kernel, bias=None) -> jax.Array:
+    """`x @ kernel + bias`, as one matrix product over all positions (which XLA runs faster on a CPU).
+
+    Args:
+      x: `[*B, D]`, with any leading dimensions.
+      kernel: `[D, E]`.
+      bias: `[E]`.
+
+    Returns:
+      `[*B, E]`.
+
+    Raises:
+      ValueError: shapes that do not fit.
+
+    >>> project(jnp.ones((2, 5, 4)), jnp.ones((4, 6))).shape
+    (2, 5, 6)
+    """
+    if kernel.ndim != 2 or x.shape[-1] != kernel.shape[0] or (bias is not None and bias.shape != kernel.shape[1:]):
+        given = "none" if bias is None else bias.shape
+        raise ValueError(
+            f"expected x [*B, D], kernel [D, E], bias [E]; got x {x.shape}, kernel {kernel.shape}, bias {given}"
+        )
+    product = x.reshape(-1, x.shape[-1]) @ kernel
+    if bias is not None:
+        product = product + bias[None, :]
+    return product.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def project_separate(x, context, kernels, biases=(None, None, None), *, num_heads, num_kv_heads=None):
+    """Query, key and value heads by three kernels: queries from `x`, keys and values from `context`.
+
+    Args:
+      x: `[*B, T, D]`.
+      context: `[*B, S, D]`; `x` itself in self-attention.
+      kernels: query `[D, N * H]`, key `[D, K * H]`, value `[D, K * Hv]`.
+      biases: `[N * H]`, `[K * H]`, `[K * Hv]`, or None each.
+      num_heads, num_kv_heads: N and K; K = N if not given.
+
+    Returns:
+      query `[*B, T, N, H]`, key `[*B, S, K, H]`, value `[*B, S, K, Hv]`.
+
+    Raises:
+      ValueError: shapes that do not fit.
+
+    >>> x, kernel = jnp.ones((5, 4)), jnp.ones((4, 6))
+    >>> [heads.shape for heads in project_separate(x, x, [kernel] * 3, num_heads=3)]
+    [(5, 3, 2), (5, 3, 2), (5, 3, 2)]
+    """
+    heads = num_heads, num_kv_heads or num_heads, num_kv_heads or num_heads
+    inputs = zip((x, context, context), kernels, biases, heads, strict=True)
+    return tuple(split_heads(project(source, kernel, bias), n) for source, kernel, bias, n in inputs)
+
+
+def project_fused(x, kernel, bias=None, *, num_heads, num_kv_heads=None):
+    """Query, key and value heads of self-attention by one kernel, in one product.
+
+    Args:
+      x: `[*B, T, D]`.
+      kernel: `[D, (N + 2 K) * H]`, the kernels of query, key and value side by side.
+      bias: `[(N + 2 K) * H]` or None.
+      num_heads, num_kv_heads: N and K; K = N if not given.
+
+    Returns:
+      query `[*B, T, N, H]`, key and value `[*B, T, K, H]`.
+
+    Raises:
+      ValueError: shapes that do not fit.
+
+    >>> [heads.shape for heads in project_fused(jnp.ones((5, 4)), jnp.ones((4, 16)), num_heads=4, num_kv_heads=2)]
+    [(5, 4, 2), (5, 2, 2), (5, 2, 2)]
+    """
+    N, K = num_heads, num_kv_heads or num_heads
+    heads = split_heads(project(x, kernel, bias), N + 2 * K)
+    return tuple(jnp.split(heads, [N, N + K], axis=-2))
