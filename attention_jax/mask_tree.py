@@ -307,6 +307,22 @@ class Not(Mask):
         return f"~({self.mask!r})" if self.mask._binding < self._binding else f"~{self.mask!r}"
 
 
+def static_int(name: str, value, minimum: int | None = None) -> int:
+    """`value` as a Python int, or a `TypeError` that says why an array or a traced value will not do."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} must be static (a Python int known while tracing), got the traced {value.aval.str_short()}: "
+            "close over it or list it in jit's static_argnames; for bounds that depend on data use key_lengths, "
+            "segments or mask_from_function"
+        )
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    value = operator.index(value)
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return value
+
+
 def _check_offset(name: str, offset: int | None, T: int, S: int) -> None:
     if offset is None and T != S:
         raise ValueError(

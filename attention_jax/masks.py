@@ -17,14 +17,12 @@ Every mask is a pytree: the arrays it holds (segment ids, lengths) may be traced
 window's width are static. `True` always means "may attend". Additive terms are not masks: pass them as `bias=`.
 """
 
-import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from attention_jax.mask_tree import Causal, Function, KeyLengths, Mask, Prefix, Segments, Window, as_mask
+from attention_jax.mask_tree import Causal, Function, KeyLengths, Mask, Prefix, Segments, Window, as_mask, static_int
 
 
 def causal(*, offset: int | None = None) -> Mask:
@@ -118,22 +116,6 @@ def mask_from_function(fn: Callable[[jax.Array, jax.Array], jax.Array]) -> Mask:
     [[1, 0, 1], [0, 1, 0]]
     """
     return Function(fn)
-
-
-def static_int(name: str, value, minimum: int | None = None) -> int:
-    """`value` as a Python int, or a `TypeError` that says why an array or a traced value will not do."""
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(
-            f"{name} must be static (a Python int known while tracing), got the traced {value.aval.str_short()}: "
-            "close over it or list it in jit's static_argnames; for bounds that depend on data use key_lengths, "
-            "segments or mask_from_function"
-        )
-    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    value = operator.index(value)
-    if minimum is not None and value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    return value
 
 
 def _integers(name: str, value) -> jax.Array:

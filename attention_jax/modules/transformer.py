@@ -106,7 +106,7 @@ class TransformerLM(nnx.Module):
         self.blocks = _stack(blocks) if scan else ModuleList(blocks)
         self.norm = norm(embed_dim, rngs=rngs)
         self.head = None if tied else Linear(embed_dim, vocab_size, use_bias=False, rngs=rngs)
-        self.num_layers, self.scan, self.remat = num_layers, scan, remat
+        self.context_length, self.num_layers, self.scan, self.remat = context_length, num_layers, scan, remat
 
     def __call__(self, tokens, *, mask=None, rngs: nnx.Rngs | None = None, return_weights: bool = False):
         """Logits of the next token at every position.

@@ -1,0 +1,1 @@
+"""Pictures of attention (extra: `pip install "attention-jax[view]"`)."""

@@ -1,0 +1,16 @@
+"""A character-level language model of English prose that every Python ships, on a laptop CPU.
+
+    python -m train text
+
+Hardware: 2 CPU cores. Time: TODO. Result: TODO.
+"""
+
+from configs.schema import Config, Data, Model, Optimizer
+
+text = Config(
+    name="text",
+    steps=2000,
+    data=Data(batch_size=8),
+    model=Model(num_layers=4, num_heads=4, embed_dim=128, context_length=128),
+    optimizer=Optimizer(learning_rate=3e-3),
+)

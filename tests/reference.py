@@ -1,0 +1,70 @@
+"""The oracle: attention in NumPy float64, by loops over examples, heads and queries.
+
+It shares no code with the package.
+"""
+
+import numpy as np
+
+
+def weights_of_row(query, keys, visible, bias, scale):
+    """One query `[H]` against keys `[S, H]`: its weights `[S]`. Only visible keys are ever touched."""
+    weights = np.zeros(len(keys))
+    seen = [s for s in range(len(keys)) if visible[s] and bias[s] != -np.inf]
+    if seen:
+        logits = np.array([scale * np.dot(query, keys[s]) + bias[s] for s in seen])
+        exponentials = np.exp(logits - logits.max())
+        weights[seen] = exponentials / exponentials.sum()
+    return weights
+
+
+def weights(query, key, visible=None, bias=None, scale=None):
+    """query `[*B, T, N, H]`, key `[*B, S, K, H]` -> weights `[*B, N, T, S]`."""
+    query, key = np.asarray(query, np.float64), np.asarray(key, np.float64)
+    *batch, T, N, H = query.shape
+    S, K = key.shape[-3:-1]
+    shape = (*batch, N, T, S)
+    visible = np.broadcast_to(True if visible is None else np.asarray(visible), shape)
+    bias = np.broadcast_to(0.0 if bias is None else np.asarray(bias, np.float64), shape)
+    scale = H**-0.5 if scale is None else scale
+    result = np.zeros(shape)
+    for b in np.ndindex(*batch):
+        for n in range(N):
+            for t in range(T):
+                keys = key[b][:, n // (N // K)]
+                result[b][n, t] = weights_of_row(query[b][t, n], keys, visible[b][n, t], bias[b][n, t], scale)
+    return result
+
+
+def attention(query, key, value, visible=None, bias=None, scale=None):
+    """query `[*B, T, N, H]`, key `[*B, S, K, H]`, value `[*B, S, K, Hv]` -> `[*B, T, N, Hv]`."""
+    value = np.asarray(value, np.float64)
+    all_weights = weights(query, key, visible, bias, scale)
+    *batch, N, T, S = all_weights.shape
+    K, Hv = value.shape[-2:]
+    result = np.zeros((*batch, T, N, Hv))
+    for b in np.ndindex(*batch):
+        for n in range(N):
+            for t in range(T):
+                for s in np.flatnonzero(all_weights[b][n, t]):
+                    result[b][t, n] += all_weights[b][n, t, s] * value[b][s, n // (N // K)]
+    return result
+
+
+def gradients(query, key, value, cotangent, visible=None, bias=None, scale=None):
+    """Gradients of `sum(attention * cotangent)` with respect to query, key and value."""
+    query, key, value, cotangent = (np.asarray(x, np.float64) for x in (query, key, value, cotangent))
+    all_weights = weights(query, key, visible, bias, scale)
+    *batch, N, T, S = all_weights.shape
+    H, K = query.shape[-1], key.shape[-2]
+    scale = H**-0.5 if scale is None else scale
+    d_query, d_key, d_value = np.zeros_like(query), np.zeros_like(key), np.zeros_like(value)
+    for b in np.ndindex(*batch):
+        for n in range(N):
+            k = n // (N // K)
+            w, out = all_weights[b][n], cotangent[b][:, n]
+            d_value[b][:, k] += w.T @ out
+            d_weights = out @ value[b][:, k].T
+            d_logits = w * (d_weights - (w * d_weights).sum(1, keepdims=True))
+            d_query[b][:, n] += scale * d_logits @ key[b][:, k]
+            d_key[b][:, k] += scale * d_logits.T @ query[b][:, n]
+    return d_query, d_key, d_value

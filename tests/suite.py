@@ -1,0 +1,121 @@
+"""The cases that every implementation of attention is put through, and how near to the oracle it has to come."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention_jax import (
+    causal,
+    key_lengths,
+    mask_from_array,
+    mask_from_function,
+    prefix,
+    segments,
+    sliding_window,
+)
+
+# Largest error allowed, as a share of the largest true value. The inputs are first rounded to the dtype, and the oracle
+# is given the rounded ones, so that what is left is the arithmetic's own error and the rounding of the output.
+TOLERANCES = {"float64": 1e-14, "float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-11}
+GRADIENT_TOLERANCES = {"float64": 1e-13, "float32": 3e-6, "bfloat16": 2**-7, "float16": 2**-10}
+
+# (T, S), (N, K), (H, Hv), batch
+SHAPES = {
+    "one of each": (1, 1, 1, 1, 1, 1, ()),
+    "7 on 112": (7, 112, 4, 4, 8, 8, ()),
+    "grouped": (19, 33, 6, 2, 8, 5, (2,)),
+    "multi-query": (33, 7, 4, 1, 16, 3, (3,)),
+    "two batch dims": (5, 9, 2, 2, 4, 6, (2, 3)),
+    "539": (539, 539, 2, 1, 8, 8, ()),
+}
+
+
+def segment_ids(batch, length, seed):
+    return np.sort(np.random.default_rng(seed).integers(0, 3, (*batch, length)), axis=-1).astype(np.int32)
+
+
+def lengths(batch, S, seed):
+    return np.random.default_rng(seed).integers(0, S + 1, batch).astype(np.int32)
+
+
+def _by_rule(rule):
+    """A mask's truth by asking `rule(t, s)` of every pair, one at a time."""
+    return lambda T, S, N, batch: np.array([[bool(rule(t, s)) for s in range(S)] for t in range(T)]).reshape(T, S)
+
+
+def _segments_truth(T, S, N, batch):
+    rows, columns = segment_ids(batch, T, 1), segment_ids(batch, S, 2)
+    truth = np.zeros((*batch, 1, T, S), bool)
+    for *b, t, s in np.ndindex(*batch, T, S):
+        truth[(*b, 0, t, s)] = rows[(*b, t)] == columns[(*b, s)]
+    return truth
+
+
+def _lengths_truth(T, S, N, batch):
+    limits = lengths(batch, S, 3)
+    truth = np.zeros((*batch, 1, T, S), bool)
+    for *b, t, s in np.ndindex(*batch, T, S):
+        truth[(*b, 0, t, s)] = s < limits[tuple(b)]
+    return truth
+
+
+def _random(T, S, N, batch):
+    return np.random.default_rng(4).random((*batch, N, T, S)) < 0.5
+
+
+# name: (what makes the mask, what makes the truth), both called with T, S, N, batch
+MASKS = {
+    "none": (lambda T, S, N, batch: None, _by_rule(lambda t, s: True)),
+    "causal": (lambda T, S, N, batch: causal(offset=2), _by_rule(lambda t, s: s <= t + 2)),
+    "causal, rows that see nothing": (
+        lambda T, S, N, batch: causal(offset=-3),
+        _by_rule(lambda t, s: s <= t - 3),
+    ),
+    "window": (lambda T, S, N, batch: sliding_window(3, 1, offset=0), _by_rule(lambda t, s: t - 3 <= s <= t + 1)),
+    "prefix": (lambda T, S, N, batch: prefix(4), _by_rule(lambda t, s: s < 4)),
+    "prefix-LM": (
+        lambda T, S, N, batch: causal(offset=0) | prefix(4),
+        _by_rule(lambda t, s: s <= t or s < 4),
+    ),
+    "segments": (
+        lambda T, S, N, batch: segments(segment_ids(batch, T, 1), segment_ids(batch, S, 2)),
+        _segments_truth,
+    ),
+    "lengths": (lambda T, S, N, batch: key_lengths(lengths(batch, S, 3)), _lengths_truth),
+    "array": (lambda T, S, N, batch: mask_from_array(_random(T, S, N, batch)), _random),
+    "bool array": (_random, _random),
+    "function": (
+        lambda T, S, N, batch: mask_from_function(lambda t, s: (t * s) % 3 != 1),
+        _by_rule(lambda t, s: (t * s) % 3 != 1),
+    ),
+    "tree": (
+        lambda T, S, N, batch: (
+            (causal(offset=1) & ~sliding_window(1, 0, offset=0)) | mask_from_array(_random(T, S, N, batch))
+        ),
+        lambda T, S, N, batch: (
+            _by_rule(lambda t, s: s <= t + 1 and not t - 1 <= s <= t)(T, S, N, batch) | _random(T, S, N, batch)
+        ),
+    ),
+}
+
+
+def inputs(shape, dtype="float32", seed=0):
+    """Random query, key, value and output cotangent in `dtype`, unit normal."""
+    T, S, N, K, H, Hv, batch = shape
+    random = np.random.default_rng(seed)
+    sizes = (T, N, H), (S, K, H), (S, K, Hv), (T, N, Hv)
+    return [jnp.asarray(random.standard_normal((*batch, *size))).astype(dtype) for size in sizes]
+
+
+def error(ours, truth) -> float:
+    """Largest difference, as a share of the largest true value."""
+    ours, truth = np.asarray(jnp.asarray(ours).astype(jnp.promote_types(ours.dtype, jnp.float32))), np.asarray(truth)
+    assert ours.shape == truth.shape, (ours.shape, truth.shape)
+    assert np.isfinite(ours).all()
+    return float(np.max(np.abs(ours - truth), initial=0) / max(np.max(np.abs(truth), initial=0), 1e-30))
+
+
+def output_and_gradients(attention, query, key, value, cotangent):
+    """`attention(query, key, value)`, and the gradients of `sum(output * cotangent)`."""
+    output, backward = jax.vjp(attention, query, key, value)
+    return output, *backward(cotangent)

@@ -1,0 +1,1 @@
+"""The training script: `python -m train [PRESET] [--field value ...]`, run from a checkout."""

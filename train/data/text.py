@@ -1,0 +1,75 @@
+"""Text to learn from: read whole, split once, and cut into batches that depend on nothing but (seed, step)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from train.errors import InputError
+
+
+def read_text(path: Path | None) -> str:
+    """The text of a UTF-8 file, or of the help topics that every CPython ships.
+
+    Raises:
+      InputError: no such file, or one that is empty or not UTF-8.
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[name] for name in sorted(topics))
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"--data.path {path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"--data.path {path}: not UTF-8 text, byte {content[error.start]:#04x} at offset {error.start}; "
+            f"convert it, e.g. iconv -f latin1 -t utf-8 {path}"
+        ) from error
+    if not text:
+        raise InputError(f"--data.path {path}: the file is empty")
+    return text
+
+
+def split(tokens: np.ndarray, validation_fraction: float, context_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training tokens `[n]` and validation tokens `[m]`, the last share of the text.
+
+    Raises:
+      InputError: either is too short for one sequence and its next token.
+    """
+    cut = round(len(tokens) * (1 - validation_fraction))
+    parts = {"training": tokens[:cut], "validation": tokens[cut:]}
+    for name, part in parts.items():
+        if len(part) < context_length + 1:
+            raise InputError(
+                f"the {name} text has {len(part)} tokens, fewer than --model.context-length {context_length} + 1: "
+                "give a longer text, or a shorter context"
+            )
+    return parts["training"], parts["validation"]
+
+
+def batch(tokens: np.ndarray, *, seed: int, step: int, batch_size: int, length: int) -> np.ndarray:
+    """Sequences `[batch_size, length]` from random places in `tokens`: a pure function of (seed, step).
+
+    >>> first = batch(np.arange(100), seed=1, step=7, batch_size=2, length=5)
+    >>> bool((first == batch(np.arange(100), seed=1, step=7, batch_size=2, length=5)).all())
+    True
+    """
+    random = np.random.Generator(np.random.Philox(key=[seed, step]))
+    starts = random.integers(0, len(tokens) - length + 1, size=batch_size)
+    return tokens[starts[:, None] + np.arange(length)]
+
+
+def whole(tokens: np.ndarray, *, batch_size: int, length: int) -> np.ndarray:
+    """All of `tokens` as batches `[n, batch_size, length]` that overlap by the one token that is only predicted.
+
+    What does not fill the last batch is left out; a text too short for one batch gives a single smaller one.
+
+    >>> whole(np.arange(10), batch_size=2, length=4).tolist()
+    [[[0, 1, 2, 3], [3, 4, 5, 6]]]
+    """
+    count = (len(tokens) - 1) // (length - 1)
+    rows = tokens[(length - 1) * np.arange(count)[:, None] + np.arange(length)]
+    batch_size = min(batch_size, count)
+    return rows[: count // batch_size * batch_size].reshape(-1, batch_size, length)

@@ -1,0 +1,5 @@
+"""Errors that are the user's to mend: shown as one line, with exit status 2."""
+
+
+class InputError(Exception):
+    """Says which file or field is wrong, and the fix."""

@@ -1,0 +1,59 @@
+"""What a run says of itself: one line of JSON a record, and progress on the terminal."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_LINES = 20
+
+
+class Metrics:
+    """Appends to `metrics.jsonl`, and shows a progress bar; plain lines where there is no terminal.
+
+    A context manager; the bar is gone when it ends.
+    """
+
+    def __init__(self, path: Path, steps: int, tokens_per_step: int, quiet: bool):
+        self.file = path.open("w", encoding="utf-8")
+        self.console = Console(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
+        self.steps, self.tokens_per_step = steps, tokens_per_step
+        self.records: list[dict] = []
+        self.started = None
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        live = self.console.is_terminal and not quiet
+        self.progress = Progress(*columns, console=self.console, disable=not live, transient=True)
+        self.bar = self.progress.add_task("compiling", total=steps)
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error):
+        self.progress.stop()
+        self.file.close()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, markup=False)
+
+    def record(self, **values) -> None:
+        """Write a record, of step and numbers, to the file."""
+        self.records.append(values)
+        self.file.write(json.dumps(values) + "\n")
+        self.file.flush()
+
+    def step(self, step: int, loss: float, learning_rate: float) -> None:
+        """Record and show a finished step."""
+        now = time.monotonic()
+        self.started = self.started or (step, now)
+        first_step, first_time = self.started
+        speed = (step - first_step) * self.tokens_per_step / (now - first_time) if step > first_step else 0.0
+        self.record(step=step, train_loss=loss, learning_rate=learning_rate)
+        description = f"loss {loss:.3f}  {speed:,.0f} tokens/s"
+        self.progress.update(self.bar, completed=step, description=description)
+        if self.progress.disable and step % max(self.steps // PLAIN_LINES, 1) == 0:
+            self.say(f"step {step}/{self.steps}  {description}")

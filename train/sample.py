@@ -1,0 +1,55 @@
+"""`python -m train.sample RUN --prompt TEXT`: more text from a trained model."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from train.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Write text with a trained model."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run, such as runs/text."""
+    prompt: str = "The "
+    """What the text begins with."""
+    length: int = 500
+    """Characters to add."""
+    temperature: float = 0.8
+    """Below 1 likelier, above 1 wilder; 0 takes the likeliest character always."""
+    seed: int = 0
+    """The same seed gives the same text."""
+
+
+def write(options: Sample) -> str:
+    """The prompt and its continuation.
+
+    Raises:
+      InputError: no trained run, a prompt that is empty or holds unknown characters, an option out of range.
+    """
+    import jax
+    import numpy as np
+
+    from attention_jax.generate import generate
+    from train import run_directory
+
+    _, tokenizer, model = run_directory.load(options.run)
+    prompt = tokenizer.encode(options.prompt)
+    try:
+        rng = jax.random.key(options.seed)
+        tokens = generate(model, prompt, options.length, rng=rng, temperature=options.temperature)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return tokenizer.decode(np.asarray(tokens))
+
+
+if __name__ == "__main__":
+    try:
+        print(write(tyro.cli(Sample, prog="python -m train.sample")))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,64 @@
+"""One step of training, whole: loss, gradient, update. The file to copy.
+
+The model is split once, into a graph definition (static) and a plain dict of parameter arrays; the state goes in and
+comes out, and its memory is donated. The model exists only inside the loss.
+
+    graphdef, state = create_state(model, optimizer, jax.random.key(0))
+    state, metrics = train_step(state, tokens, graphdef=graphdef, optimizer=optimizer)
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+
+class TrainState(NamedTuple):
+    """All that changes while training."""
+
+    step: jax.Array
+    """Steps done, int32."""
+    params: dict[str, Any]
+    """Parameter arrays, as `nnx.to_pure_dict` gives them."""
+    opt_state: optax.OptState
+    rng: jax.Array
+    """Random key of the whole run; a step uses it folded with its number."""
+
+
+def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, rng: jax.Array):
+    """The graph definition of `model`, and the state before the first step."""
+    graphdef, params = nnx.split(model, nnx.Param)
+    params = nnx.to_pure_dict(params)
+    return graphdef, TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)
+
+
+def next_token_loss(model: nnx.Module, tokens: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+    """Mean cross-entropy, in nats a token, of predicting each token of `[B, T + 1]` from those before it."""
+    chex.assert_rank(tokens, 2)
+    logits = model(tokens[:, :-1], rngs=rngs).astype(jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+
+@partial(jax.jit, static_argnames=("graphdef", "optimizer"), donate_argnames="state")
+def train_step(state: TrainState, tokens: jax.Array, *, graphdef: nnx.GraphDef, optimizer):
+    """One update on `tokens`, int `[B, T + 1]`. Returns the next state, and metrics of the step as arrays."""
+
+    def loss_of(params):
+        rngs = nnx.Rngs(dropout=jax.random.fold_in(state.rng, state.step))
+        return next_token_loss(nnx.merge(graphdef, params), tokens, rngs)
+
+    loss, gradient = jax.value_and_grad(loss_of)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+    return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def eval_step(params: dict[str, Any], tokens: jax.Array, *, graphdef: nnx.GraphDef) -> jax.Array:
+    """The mean loss on `tokens`, int `[B, T + 1]`, without dropout."""
+    return next_token_loss(nnx.merge(graphdef, params), tokens)
