@@ -27,17 +27,26 @@ def run(shape, mask_name, dtype):
         assert suite.error(ours, true) <= suite.GRADIENT_TOLERANCES[dtype]
 
 
+FEW_MASKS = ["none", "causal, rows that see nothing", "segments", "tree"]
+
+
 @pytest.mark.parametrize("mask_name", suite.MASKS)
-@pytest.mark.parametrize("shape", [shape for shape in suite.SHAPES if shape != "539"])
-def test_every_mask_and_head_layout(shape, mask_name):
+def test_every_mask(mask_name):
+    run("grouped", mask_name, "float32")
+    with x64_if(True):
+        run("grouped", mask_name, "float64")
+
+
+@pytest.mark.parametrize("mask_name", FEW_MASKS)
+@pytest.mark.parametrize("shape", ["one of each", "7 on 112", "multi-query", "two batch dims"])
+def test_every_head_layout(shape, mask_name):
     run(shape, mask_name, "float32")
 
 
-@pytest.mark.parametrize("mask_name", suite.MASKS)
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
-def test_every_dtype(dtype, mask_name):
-    with x64_if(dtype == "float64"):
-        run("grouped", mask_name, dtype)
+@pytest.mark.parametrize("mask_name", FEW_MASKS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_low_dtype(dtype, mask_name):
+    run("grouped", mask_name, dtype)
 
 
 def test_a_length_that_is_no_multiple_of_anything():
@@ -47,7 +56,7 @@ def test_a_length_that_is_no_multiple_of_anything():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_less_exact_than_the_plain_implementation(dtype):
     """Against float64: float32 at most 4 times jax.nn's own error, bfloat16 1.1 times, gradients 3 times."""
-    query, key, value, cotangent = suite.inputs((112, 112, 4, 2, 32, 32, (2,)), dtype, seed=5)
+    query, key, value, cotangent = suite.inputs((112, 112, 4, 2, 32, 32, ()), dtype, seed=5)
     visible = np.tril(np.ones((112, 112), bool))
     truth = reference.attention(query, key, value, visible)
     true_gradients = reference.gradients(query, key, value, cotangent, visible)
@@ -127,7 +136,9 @@ def test_no_gradient_from_the_future():
         return aj.multi_head_attention(*arrays, mask=aj.causal()).sum((1, 2))
 
     for which, first_moved in ((1, 1), (2, 0)):  # the first query sees one key alone, whose weight is 1 whatever it is
-        jacobian = np.abs(jax.jit(jax.jacobian(partial(influence, which=which)))([query, key, value][which])).sum((2, 3))  # [t, s]
+        jacobian = np.abs(jax.jit(jax.jacobian(partial(influence, which=which)))([query, key, value][which])).sum(
+            (2, 3)
+        )  # [t, s]
         for t in range(9):
             assert (jacobian[t, t + 1 :] == 0).all()
             assert t < first_moved or (jacobian[t, : t + 1] > 0).all()

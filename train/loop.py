@@ -70,20 +70,30 @@ def run(config: schema.Config) -> None:
             if step % config.eval_every == 0 or step == config.steps:
                 metrics.step(step, float(unfetched["loss"]), float(rates[step - 1]))
                 unfetched = None
-                loss = validation_loss()
-                metrics.record(step=step, validation_loss=loss)
-                metrics.say(f"step {step}/{config.steps}  validation loss {loss:.3f}")
+                loss, written = validation_loss(), sample(step)
                 with (directory / "samples.txt").open("a", encoding="utf-8") as samples:
-                    samples.write(f"--- step {step} ---\n{(latest_sample := sample(step))}\n\n")
+                    samples.write(f"--- step {step} ---\n{written}\n\n")
+                metrics.validation(step, loss)
 
         checkpoint.save(directory / "checkpoints", config.steps, state.params)
         plot_loss(metrics.records, directory / "loss.png")
-        shown = validation[:PICTURE_LENGTH]
-        _, weights = nnx.merge(graphdef, state.params)(jnp.asarray(shown), return_weights=True)
-        plot_heads(weights, list(tokenizer.decode(shown))).savefig(directory / "attention.png", dpi=130)
+        shown = wordiest(tokenizer.decode(validation), min(PICTURE_LENGTH, length - 1))
+        _, weights = nnx.merge(graphdef, state.params)(jnp.asarray(tokenizer.encode(shown)), return_weights=True)
+        plot_heads(weights, list(shown)).savefig(directory / "attention.png", dpi=130)
 
         recent = [record["train_loss"] for record in metrics.records if "train_loss" in record][-100:]
-        metrics.say(f"\nA sample:\n\n{latest_sample}\n")
+        metrics.say(f"\nA sample:\n\n{written}\n")
         metrics.say(f"train loss {np.mean(recent):.3f}, validation loss {loss:.3f} nats per token")
         metrics.say(f"pictures: {directory / 'loss.png'}, {directory / 'attention.png'}")
         metrics.say(f'more text: python -m train.sample {directory} --prompt "The "')
+
+
+def wordiest(text: str, length: int) -> str:
+    """The first stretch of `text`, among those that begin a line, with the most letters: one worth a picture.
+
+    >>> wordiest("    x\\nwords, words\\n...", 8)
+    'words, w'
+    """
+    starts = [0, *(index + 1 for index, character in enumerate(text) if character == "\n")]
+    stretches = [text[start : start + length] for start in starts if start + length <= len(text)]
+    return max(stretches, key=lambda stretch: sum(map(str.isalpha, stretch)))

@@ -22,7 +22,7 @@ class Metrics:
         self.console = Console(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
         self.steps, self.tokens_per_step = steps, tokens_per_step
         self.records: list[dict] = []
-        self.started = None
+        self.previous, self.seconds, self.timed = None, 0.0, 0
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
         live = self.console.is_terminal and not quiet
         self.progress = Progress(*columns, console=self.console, disable=not live, transient=True)
@@ -49,11 +49,17 @@ class Metrics:
     def step(self, step: int, loss: float, learning_rate: float) -> None:
         """Record and show a finished step."""
         now = time.monotonic()
-        self.started = self.started or (step, now)
-        first_step, first_time = self.started
-        speed = (step - first_step) * self.tokens_per_step / (now - first_time) if step > first_step else 0.0
+        if self.previous is not None:
+            self.seconds, self.timed = self.seconds + now - self.previous, self.timed + 1
+        self.previous = now
         self.record(step=step, train_loss=loss, learning_rate=learning_rate)
-        description = f"loss {loss:.3f}  {speed:,.0f} tokens/s"
-        self.progress.update(self.bar, completed=step, description=description)
+        speed = f"{self.timed * self.tokens_per_step / self.seconds:,.0f} tokens/s" if self.timed else ""
+        self.progress.update(self.bar, completed=step, description=f"loss {loss:.3f}  {speed}")
         if self.progress.disable and step % max(self.steps // PLAIN_LINES, 1) == 0:
-            self.say(f"step {step}/{self.steps}  {description}")
+            self.say(f"step {step}/{self.steps}  loss {loss:.3f}  {speed}")
+
+    def validation(self, step: int, loss: float) -> None:
+        """Record and show a validation; its time does not count as that of a step."""
+        self.previous = None
+        self.record(step=step, validation_loss=loss)
+        self.say(f"step {step}/{self.steps}  validation loss {loss:.3f}")

@@ -30,9 +30,12 @@ class TrainState(NamedTuple):
 
 
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, rng: jax.Array):
-    """The graph definition of `model`, and the state before the first step."""
+    """The graph definition of `model`, and the state before the first step.
+
+    The parameters are copied: a step donates those it is given, and `model` keeps its own.
+    """
     graphdef, params = nnx.split(model, nnx.Param)
-    params = nnx.to_pure_dict(params)
+    params = jax.tree.map(jnp.copy, nnx.to_pure_dict(params))
     return graphdef, TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)
 
 

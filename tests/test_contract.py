@@ -1,0 +1,330 @@
+"""The edges: rows that see nothing, poison behind a mask, extreme logits, and what is refused."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import suite
+from x64 import x64_if
+
+import attention_jax as aj
+
+SHAPE = (7, 9, 4, 2, 8, 5, (2,))
+ROWS_MASK = np.random.default_rng(3).random((2, 4, 7, 9)) < 0.5
+ROWS_MASK[:, :, 3] = False
+
+
+@pytest.fixture
+def arrays():
+    return suite.inputs(SHAPE)
+
+
+@partial(jax.jit, static_argnames="precision")
+def everything(query, key, value, cotangent, mask=None, bias=None, precision=None):
+    attend = partial(aj.multi_head_attention, mask=mask, bias=bias, precision=precision)
+    return suite.output_and_gradients(attend, query, key, value, cotangent)
+
+
+def assert_same_bits(ours, theirs):
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+def assert_right(arrays, visible=None, bias=None, mask=None):
+    output, *gradients = everything(*arrays, mask=mask if mask is not None else visible, bias=bias)
+    truths = [reference.attention(*arrays[:3], visible, bias), *reference.gradients(*arrays, visible, bias)]
+    assert suite.error(output, truths[0]) <= suite.TOLERANCES["float32"]
+    for ours, true in zip(gradients, truths[1:], strict=True):
+        assert suite.error(ours, true) <= suite.GRADIENT_TOLERANCES["float32"]
+    return output, gradients
+
+
+def test_a_row_that_sees_nothing_is_0_and_passes_no_gradient(arrays):
+    output, (d_query, _, _) = assert_right(arrays, ROWS_MASK)
+    assert (output[:, 3] == 0).all() and (d_query[:, 3] == 0).all()
+    nothing = everything(*arrays, mask=np.zeros((7, 9), bool))
+    assert all((x == 0).all() for x in nothing)
+    weights = aj.attention_weights(arrays[0][0, :, 0], arrays[1][0, :, 0], mask=ROWS_MASK[0, 0])
+    assert (weights[3] == 0).all()
+    np.testing.assert_allclose(weights.sum(-1), ROWS_MASK[0, 0].any(-1), atol=1e-6)
+
+
+def test_left_padding_and_causal():
+    arrays = suite.inputs((6, 6, 2, 2, 4, 4, (2,)))
+    real = np.arange(6) >= np.array([[2], [0]])  # the first example has two padded positions
+    output, _ = assert_right(
+        arrays, np.tril(np.ones((6, 6), bool)) & real[:, None, None, :], mask=aj.causal() & real[:, None, None, :]
+    )
+    assert (output[0, :2] == 0).all() and (output[0, 2:] != 0).all()
+
+
+def test_bias_of_minus_infinity_hides(arrays):
+    bias = np.where(ROWS_MASK, 0.5, -np.inf).astype(np.float32)
+    output, _ = assert_right(arrays, bias=bias)
+    assert (output[:, 3] == 0).all()
+
+
+def test_the_lowest_finite_bias_does_not_hide(arrays):
+    mask = np.zeros((7, 9), bool)
+    mask[:, 4] = True
+    bias = np.where(mask, np.finfo(np.float32).min, 0).astype(np.float32)
+    output, *_ = everything(*arrays, mask=mask, bias=bias)
+    np.testing.assert_allclose(output, np.repeat(np.repeat(arrays[2][:, 4:5], 2, -2), 7, 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("T, S", [(7, 0), (0, 9), (0, 0)])
+def test_no_keys_or_no_queries(T, S):
+    output, *gradients = everything(*suite.inputs((T, S, 4, 2, 8, 5, (2,))))
+    assert output.shape == (2, T, 4, 5) and (output == 0).all()
+    assert all((gradient == 0).all() for gradient in gradients)
+    assert aj.attention_weights(jnp.ones((T, 8)), jnp.ones((S, 8))).shape == (T, S)
+
+
+def test_key_length_0(arrays):
+    lengths = np.array([0, 9])
+    output, gradients = assert_right(
+        arrays, (np.arange(9) < lengths[:, None])[:, None, None], mask=aj.key_lengths(lengths)
+    )
+    assert (output[0] == 0).all() and all((gradient[0] == 0).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e10, 1e30])
+def test_extreme_logits(size, arrays):
+    query, key, value, cotangent = arrays
+    output, *gradients = everything(query * size**0.5, key * size**0.5, value, cotangent, mask=ROWS_MASK)
+    truth = reference.attention(query * size**0.5, key * size**0.5, value, ROWS_MASK)
+    assert suite.error(output, truth) <= 1e-3 * (1 if size == 1e4 else 1e-3)  # 1e4: the logits themselves round to 1e-3
+    assert all(jnp.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_float16_logits_beyond_float16():
+    query, key, value, cotangent = suite.inputs(SHAPE, "float16")
+    query, key = query * 400, key * 400
+    output, *_ = everything(query, key, value, cotangent, mask=ROWS_MASK)
+    assert suite.error(output, reference.attention(query, key, value, ROWS_MASK)) <= suite.TOLERANCES["float16"]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_that_overflow_are_nan(sign, arrays):
+    query, key, value, _ = arrays
+    query, key = jnp.full_like(query, 1e30 * sign), jnp.full_like(key, 1e30)
+    assert jnp.isnan(aj.multi_head_attention(query, key, value)).all()
+
+
+def test_float64_throughout():
+    with x64_if(True):
+        query, key, value, _ = suite.inputs(SHAPE, "float64")
+        output = aj.multi_head_attention(query, key, value, mask=ROWS_MASK)
+        assert output.dtype == jnp.float64
+        assert suite.error(output, reference.attention(query, key, value, ROWS_MASK)) < 1e-14
+        weights = aj.attention_weights(query[0, :, 0], key[0, :, 0])
+        assert suite.error(weights, reference.weights(query, key)[0, 0]) < 1e-14
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", ["key", "value", "both"])
+def test_what_no_row_sees_changes_no_bit(poison, which, arrays):
+    query, key, value, cotangent = arrays
+    mask = ROWS_MASK.copy()
+    mask[..., 5] = False
+    clean = everything(query, key, value, cotangent, mask=mask)
+    if which != "value":
+        key = key.at[:, 5, :, 2].set(poison)
+    if which != "key":
+        value = value.at[:, 5, 1].set(poison)
+    assert_same_bits(everything(query, key, value, cotangent, mask=mask), clean)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_poison_reaches_only_rows_that_see_it(poison, which):
+    """The key or value at position 4 under a causal mask: rows 0 to 3 keep output and gradient bit for bit."""
+    *inputs, cotangent = suite.inputs((7, 7, 4, 2, 8, 5, (2,)))
+    clean, d_query, *_ = everything(*inputs, cotangent, mask=aj.causal())
+    inputs[which] = inputs[which].at[:, 4, 1, 2].set(poison)
+    output, d_query_poisoned, *_ = everything(*inputs, cotangent, mask=aj.causal())
+    assert_same_bits((output[:, :4], d_query_poisoned[:, :4]), (clean[:, :4], d_query[:, :4]))
+    assert jnp.isnan(output[:, 4:, 1 if which == 0 else 2]).any()
+    if which:
+        assert jnp.isnan(output[:, 4:, 2:]).all()  # key/value head 1 serves query heads 2 and 3
+        assert jnp.isfinite(output[:, :, :2]).all()
+
+
+def test_a_poisoned_query_that_sees_nothing_changes_no_bit(arrays):
+    query, *rest = arrays
+    clean = everything(query, *rest, mask=ROWS_MASK)
+    assert_same_bits(everything(query.at[:, 3].set(np.nan), *rest, mask=ROWS_MASK), clean)
+
+
+def test_padding_of_nan_equals_a_shorter_input(arrays):
+    query, key, value, cotangent = arrays
+    padded = [jnp.concatenate([x, jnp.full_like(x[:, :3], np.nan)], axis=1) for x in (key, value)]
+    output, d_query, d_key, d_value = everything(query, *padded, cotangent, mask=aj.key_lengths(jnp.array([9, 9])))
+    short = everything(query, key, value, cotangent)
+    for ours, true in zip((output, d_query, d_key[:, :9], d_value[:, :9]), short, strict=True):
+        np.testing.assert_allclose(ours, true, atol=1e-6)
+    assert (d_key[:, 9:] == 0).all() and (d_value[:, 9:] == 0).all()
+
+
+def test_precision_reaches_both_products(arrays):
+    jaxpr = str(jax.make_jaxpr(partial(aj.multi_head_attention, precision="highest"))(*arrays[:3]))
+    assert jaxpr.count("Precision.HIGHEST") == 4  # two for each of two dots
+
+
+def drops(rate, T=64, S=96, N=4, batch=(3,), seed=0):
+    """Which weights dropout keeps, `[*B, N, T, S]`: the output for values that are the identity, and even weights."""
+    query, key = jnp.zeros((*batch, T, N, 4)), jnp.zeros((*batch, S, N, 4))
+    value = jnp.broadcast_to(jnp.eye(S)[:, None, :].reshape((1,) * len(batch) + (S, 1, S)), (*batch, S, N, S))
+    output = aj.multi_head_attention(query, key, value, dropout_rate=rate, dropout_rng=jax.random.key(seed))
+    return np.swapaxes(np.asarray(output), -3, -2) * S
+
+
+def test_dropout_keeps_the_mean_and_the_rate():
+    kept = drops(0.25)
+    assert set(np.unique(kept.round(4))) == {0.0, np.float32(1.3333)}
+    share = (kept > 0).mean()
+    assert abs(share - 0.75) < 5 * np.sqrt(0.25 * 0.75 / kept.size)
+    for axis in range(4):  # no row, column, head or example is favoured: each stays within 5 standard deviations
+        others = tuple(other for other in range(4) if other != axis)
+        limit = 5 * np.sqrt(0.25 * 0.75 * kept.shape[axis] / kept.size)
+        assert np.abs((kept > 0).mean(axis=others) - 0.75).max() < limit
+
+
+def test_dropout_differs_everywhere_and_repeats():
+    kept = (drops(0.5) > 0).reshape(12, -1)
+    agreement = (kept[:, None] == kept[None]).mean(-1)[np.triu_indices(12, 1)]
+    assert np.abs(agreement - 0.5).max() < 5 * np.sqrt(0.25 / kept.shape[1])
+    rows = (drops(0.5, N=1, batch=())[0] > 0).astype(float)
+    for matrix in (rows, rows.T):
+        correlation = np.corrcoef(matrix)[np.triu_indices(len(matrix), 1)]
+        assert np.abs(correlation).max() < 6 / np.sqrt(matrix.shape[1])
+    assert (drops(0.5) == drops(0.5)).all() and (drops(0.5) != drops(0.5, seed=1)).any()
+
+
+def test_dropout_of_a_part_is_a_part_of_the_dropout():
+    """A weight's fate depends on its position alone, not on the lengths around it."""
+    whole, part = drops(0.5, N=1, batch=()) > 0, drops(0.5, T=40, S=50, N=1, batch=()) > 0
+    np.testing.assert_array_equal(whole[:, :40, :50], part)
+
+
+def test_dropout_gradient_is_that_of_the_kept_weights(arrays):
+    query, key, value, cotangent = arrays
+    options = {"dropout_rate": 0.4, "dropout_rng": jax.random.key(1)}
+
+    def loss(value):
+        return jnp.vdot(aj.multi_head_attention(query, key, value, **options), cotangent)
+
+    np.testing.assert_allclose(loss(value), jnp.vdot(jax.grad(loss)(value), value), rtol=1e-4)  # linear in the value
+
+
+# --- what is refused: (call, error, what the message says) ---
+
+Q, K, V = (np.ones(size, np.float32) for size in ((2, 7, 4, 8), (2, 9, 2, 8), (2, 9, 2, 5)))
+
+
+def many(query=Q, key=K, value=V, **options):
+    return lambda: aj.multi_head_attention(query, key, value, **options)
+
+
+def one(query=Q[0, :, 0], key=K[0, :, 0], value=V[0, :, 0], **options):
+    return lambda: aj.scaled_dot_product_attention(query, key, value, **options)
+
+
+def traced(fn, *values):
+    return lambda: jax.jit(fn)(*values)
+
+
+REFUSED = {
+    "integer query": (many(Q.astype(int)), TypeError, "query must be floating point, got int"),
+    "integer inputs": (many(Q.astype(int), K.astype(int), V.astype(int)), TypeError, "query must be floating point"),
+    "bool value": (one(value=np.ones((9, 5), bool)), TypeError, "value must be floating point, got bool"),
+    "mixed dtypes": (many(key=jnp.bfloat16(K)), ValueError, "query float32, key bfloat16, value float32"),
+    "float mask": (many(mask=np.ones((7, 9), np.float32)), TypeError, "bias="),
+    "integer mask": (many(mask=np.ones((7, 9), int)), TypeError, "array != 0"),
+    "bool bias": (many(bias=np.ones((7, 9), bool)), TypeError, "mask="),
+    "integer bias": (many(bias=np.ones((7, 9), int)), TypeError, "bias.astype"),
+    "mask without a head axis": (many(mask=np.ones((2, 7, 9), bool)), ValueError, r"\[2, 4 or 1, 7, 9\].*\[..., None, :, :\]"),
+    "mask [B, T, S] with B == N": (
+        many(np.ones((4, 7, 4, 8), np.float32), np.ones((4, 9, 2, 8), np.float32), np.ones((4, 9, 2, 5), np.float32),
+             mask=np.ones((4, 7, 9), bool)),
+        ValueError, r"\[\*B, N or 1, T, S\]",
+    ),
+    "the same within a tree": (
+        many(np.ones((4, 7, 4, 8), np.float32), np.ones((4, 9, 2, 8), np.float32), np.ones((4, 9, 2, 5), np.float32),
+             mask=aj.mask_from_array(np.ones((4, 7, 9), bool)) & aj.key_lengths(np.ones(4, int))),
+        ValueError, "different batch dimensions",
+    ),
+    "bias [B, T, S]": (many(bias=np.ones((2, 7, 9), np.float32)), ValueError, r"bias has shape \(2, 7, 9\)"),
+    "mask of the key/value heads": (many(mask=np.ones((2, 2, 7, 9), bool)), ValueError, r"\(2, 2, 7, 9\).*4 or 1"),
+    "mask transposed": (many(mask=np.ones((9, 7), bool)), ValueError, r"\[..., T, S\] = \[..., 7, 9\]"),
+    "lengths of another batch": (many(mask=aj.key_lengths(np.ones(3, int))), ValueError, r"\(3, 1, 7, 9\).*\[2, 4 or 1"),
+    "segments of another length": (many(mask=aj.segments(np.ones(7, int), np.ones(8, int))), ValueError, r"\(7, 8\).*\(7, 9\)"),
+    "causal with T != S": (many(mask=aj.causal()), ValueError, "offset=0 .* or offset=2"),
+    "window with T != S": (many(mask=aj.sliding_window(2, 0)), ValueError, "offset=0 .* or offset=2"),
+    "heads before length": (
+        many(np.ones((2, 4, 7, 8), np.float32), np.ones((2, 4, 9, 8), np.float32), np.ones((2, 4, 9, 8), np.float32)),
+        ValueError, r"swapaxes\(x, -3, -2\)",
+    ),
+    "heads no multiple": (many(Q[:, :, :3]), ValueError, "the 3 query heads are not a multiple of the 2 key/value heads"),
+    "batches differ": (many(K[:1].repeat(3, 0)[:, :7].repeat(2, 2)), ValueError, "batch dimensions"),
+    "head dims differ": (many(key=K[..., :7]), ValueError, "differ in head dim H.*query \\(2, 7, 4, 8\\), key \\(2, 9, 2, 7\\)"),
+    "lengths differ": (many(value=V[:, :8]), ValueError, "key and value differ in length S or heads K"),
+    "kv heads differ": (many(value=V[:, :, :1]), ValueError, "key and value differ in length S or heads K"),
+    "no heads": (many(Q[0, :, 0], K[0, :, 0], V[0, :, 0]), ValueError, "needs a head axis"),
+    "heads to the one-head function": (one(Q, K, V), ValueError, "multi_head_attention"),
+    "one head, head dims": (one(key=K[0, :, 0, :7]), ValueError, "differ in head dim H"),
+    "one head, lengths": (one(value=V[0, :8, 0]), ValueError, "differ in length S"),
+    "one head, mask of many": (one(mask=np.ones((1, 7, 9), bool)), ValueError, r"expected \[T, S\] = \[7, 9\]"),
+    "scale of several": (many(scale=np.ones(4)), ValueError, "scale must be one number"),
+    "rate 1": (many(dropout_rate=1.0, dropout_rng=jax.random.key(0)), ValueError, "at least 0 and below 1, got 1.0"),
+    "rate 1.5": (many(dropout_rate=1.5, dropout_rng=jax.random.key(0)), ValueError, "got 1.5"),
+    "rate below 0": (many(dropout_rate=-0.1, dropout_rng=jax.random.key(0)), ValueError, "got -0.1"),
+    "rate NaN": (one(dropout_rate=np.nan, dropout_rng=jax.random.key(0)), ValueError, "got nan"),
+    "rate without a key": (one(dropout_rate=0.1), ValueError, "dropout_rng"),
+    "traced rate": (traced(lambda r: one(dropout_rate=r, dropout_rng=jax.random.key(0))(), 0.1), TypeError, "must be static"),
+    "traced offset": (traced(lambda o: one(mask=aj.causal(offset=o))(), 1), TypeError, "offset.*must be static"),
+    "traced window": (traced(lambda w: one(mask=aj.sliding_window(w, 0, offset=0))(), 1), TypeError, "left.*must be static"),
+    "traced prefix": (traced(lambda n: one(mask=aj.prefix(n))(), 1), TypeError, "prefix.*must be static"),
+    "window below 0": (lambda: aj.sliding_window(-1, 0), ValueError, "left.*at least 0"),
+    "fractional window": (lambda: aj.sliding_window(1.5, 0), TypeError, "must be an integer"),
+    "float lengths": (lambda: aj.key_lengths(np.ones(2)), TypeError, "must hold integers"),
+    "segments of two batches": (lambda: aj.segments(np.ones((2, 3), int), np.ones(3, int)), ValueError, "same batch dimensions"),
+    "`and` of masks": (lambda: aj.causal() and aj.prefix(1), TypeError, "`&`, `|` and `~`".replace("|", r"\|")),
+    "`not` of a mask": (lambda: not aj.causal(), TypeError, "no truth value"),
+    "function not bool": (many(mask=aj.mask_from_function(lambda t, s: t - s)), TypeError, "must return bool"),
+    "vector as mask": (lambda: aj.mask_from_array(np.ones(3, bool)), ValueError, r"\[T, S\] or \[\*B"),
+    "odd rotary": (lambda: aj.rotary_frequencies(5), ValueError, "even"),
+    "odd sinusoid": (lambda: aj.sinusoidal_positions(3, 5), ValueError, "even"),
+    "position beyond the table": (lambda: aj.learned_positions(jnp.ones((4, 2)), 5), ValueError, "4 rows"),
+    "rotary wider than the head": (
+        lambda: aj.rotary_embedding(jnp.ones((3, 1, 4)), jnp.arange(3), jnp.ones(3)), ValueError, "R <= H",
+    ),
+    "rotary positions": (
+        lambda: aj.rotary_embedding(jnp.ones((3, 1, 4)), jnp.arange(2), jnp.ones(2)), ValueError, r"positions \(2,\)",
+    ),
+    "scaling below 1": (lambda: aj.linear_scaling(jnp.ones(2), factor=0.5), ValueError, "factor >= 1"),
+    "kernel": (lambda: aj.project(jnp.ones((3, 4)), jnp.ones((5, 6))), ValueError, r"x \(3, 4\), kernel \(5, 6\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_say_what_is_wrong(case):
+    call, error, message = REFUSED[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("case", ["integer query", "mask [B, T, S] with B == N", "lengths differ", "rate 1.5"])
+def test_refusals_do_not_hang_on_chex(case):
+    import chex
+
+    call, error, message = REFUSED[case]
+    chex.disable_asserts()
+    try:
+        with pytest.raises(error, match=message):
+            call()
+    finally:
+        chex.enable_asserts()

@@ -1,0 +1,184 @@
+"""The command line and the run: what is left behind, what is refused, and that the same seed gives the same run."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import schema, text
+from train import run_directory
+from train.__main__ import main
+from train.data.text import batch, read_text, split, whole
+from train.errors import InputError
+from train.sample import Sample, write
+from train.tokenizer import CharTokenizer
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--steps",
+    "30",
+    "--eval-every",
+    "20",
+    "--data.batch-size",
+    "4",
+    "--model.num-layers",
+    "1",
+    "--model.num-heads",
+    "2",
+    "--model.embed-dim",
+    "16",
+    "--model.context-length",
+    "16",
+    "--data.validation-fraction",
+    "0.02",
+]
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def records(name):
+    return [json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+
+
+def command(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+def test_a_run_leaves_what_it_says(capsys):
+    main(["text", *TINY, "--name", "one"])
+    out = capsys.readouterr().out
+    assert "parameters" in out and "A sample:" in out and "python -m train.sample runs/one" in out
+    directory = Path("runs/one")
+    for picture in ("loss.png", "attention.png"):
+        assert (directory / picture).read_bytes().startswith(b"\x89PNG")
+    assert schema.load(directory / "config.toml") == dataclasses.replace(
+        text, name="one", steps=30, eval_every=20,
+        data=schema.Data(batch_size=4, validation_fraction=0.02),
+        model=schema.Model(num_layers=1, num_heads=2, embed_dim=16, context_length=16),
+    )  # fmt: skip
+    assert [record["step"] for record in records("one") if "train_loss" in record] == list(range(1, 31))
+    validation = {record["step"]: record["validation_loss"] for record in records("one") if "validation_loss" in record}
+    assert list(validation) == [20, 30]
+    losses = [record["train_loss"] for record in records("one") if "train_loss" in record]
+    assert np.mean(losses[-5:]) < losses[0] - 0.2
+    assert f"{np.mean(losses):.3f}, validation loss {validation[30]:.3f}" in out
+    samples = (directory / "samples.txt").read_text(encoding="utf-8")
+    assert "--- step 20 ---" in samples and "--- step 30 ---" in samples
+
+    # the saved model is the trained one
+    config, tokenizer, model = run_directory.load(directory)
+    tokens = tokenizer.encode(read_text(None))
+    _, held_out = split(tokens, config.data.validation_fraction, config.model.context_length)
+    from train.step import next_token_loss
+
+    batches = whole(held_out, batch_size=4, length=17)
+    assert np.mean([next_token_loss(model, b) for b in batches[:3]]) == pytest.approx(validation[30], abs=0.2)
+
+    # samples repeat by seed, and differ between seeds
+    one, again, other = (write(Sample(directory, prompt="def", length=60, seed=seed)) for seed in (1, 1, 2))
+    assert one == again != other and one.startswith("def") and len(one) == 63
+
+    # a second run of the name keeps the first
+    main(["text", *TINY, "--name", "one", "--quiet"])
+    assert capsys.readouterr().out == ""
+    assert records("one") == records("one.1")  # and, with the same seed, is the same
+    main(["text", *TINY, "--name", "two", "--seed", "1", "--quiet"])
+    assert records("one")[-1] != records("two")[-1]
+
+
+@pytest.mark.parametrize("content, message", [
+    (None, "missing.txt: cannot be read (No such file or directory)"),
+    (b"", "missing.txt: the file is empty"),
+    (b"caf\xe9 au lait", "missing.txt: not UTF-8 text, byte 0xe9 at offset 3; convert it"),
+    (b"too short", "the training text has 8 tokens, fewer than --model.context-length 128 + 1"),
+])  # fmt: skip
+def test_bad_data_is_one_line_and_status_2(content, message):
+    if content is not None:
+        Path("missing.txt").write_bytes(content)
+    result = command("train", "--data.path", "missing.txt")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--stesp", "3"], "Perhaps you meant"),
+    (["--model.num-heads", "3"], "embed_dim=128 must be a multiple of num_heads=3"),
+    (["--steps", "0"], "steps must be at least 1, got 0"),
+    (["--steps", "many"], "--steps"),
+    (["--name", "../elsewhere"], "letters, digits and . _ - only"),
+    (["--name", ".."], "letters, digits and . _ - only"),
+    (["--model.dropout-rate", "nan"], "dropout_rate must be at least 0 and below 1, got nan"),
+    (["--optimizer.learning-rate", "-1"], "learning_rate must be at least 0"),
+    (["--data.validation-fraction", "1"], "validation_fraction must be above 0 and below 1"),
+])  # fmt: skip
+def test_a_wrong_field_is_status_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert message in " ".join((shown.out + shown.err).replace("│", " ").split())
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(InputError, match="no preset is called 'txet'; there are: text"):
+        main(["txet"])
+
+
+def test_sampling_refusals():
+    result = command("train.sample", "runs/nothing")
+    assert result.returncode == 2 and result.stderr == "error: runs/nothing: no training run is here; runs: none yet\n"
+    tokenizer = CharTokenizer.of("abc")
+    with pytest.raises(InputError, match="holds 'é'"):
+        tokenizer.encode("abé")
+    run_directory.create(schema.Config(name="stopped"), tokenizer)
+    with pytest.raises(InputError, match="no checkpoint here"):
+        run_directory.load(Path("runs/stopped"))
+    Path("runs/stopped/config.toml").write_text("stepps = 3")
+    with pytest.raises(InputError, match="stepps"):
+        run_directory.load(Path("runs/stopped"))
+
+
+def test_batches_are_pure_functions_of_seed_and_step():
+    tokens = np.arange(1000)
+    options = {"batch_size": 5, "length": 7}
+    later = batch(tokens, seed=3, step=100, **options)
+    batch(tokens, seed=3, step=99, **options)
+    np.testing.assert_array_equal(batch(tokens, seed=3, step=100, **options), later)
+    assert (np.diff(later, axis=1) == 1).all() and later.shape == (5, 7)
+    for seed, step in ((3, 101), (4, 100)):
+        assert (batch(tokens, seed=seed, step=step, **options) != later).any()
+    starts = np.concatenate([batch(np.arange(9), seed=0, step=step, **options)[:, 0] for step in range(50)])
+    assert set(starts) == {0, 1, 2}  # every place there is, and none beyond
+
+
+def test_validation_covers_the_text_once():
+    batches = whole(np.arange(101), batch_size=3, length=6)
+    assert batches.shape == (6, 3, 6)
+    np.testing.assert_array_equal(batches[..., 1:].reshape(-1), np.arange(1, 91))
+    assert whole(np.arange(8), batch_size=3, length=6).shape == (1, 1, 6)
+
+
+def test_configurations_survive_a_file():
+    config = dataclasses.replace(text, data=schema.Data(path=Path('a "b"\\c.txt')))
+    schema.save(config, Path("config.toml"))
+    assert schema.load(Path("config.toml")) == config
+
+
+@pytest.mark.slow
+def test_the_default_run_learns_english(capsys):
+    main([])
+    losses = [record["validation_loss"] for record in records("text") if "validation_loss" in record]
+    assert losses[-1] < 2.0
+    assert "validation loss" in capsys.readouterr().out
