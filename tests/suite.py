@@ -9,10 +9,14 @@ from attention_jax import (
     key_lengths,
     mask_from_array,
     mask_from_function,
+    multi_head_attention,
     prefix,
     segments,
     sliding_window,
 )
+
+# `multi_head_attention` compiled as one, which is faster to test than operation by operation
+attend = jax.jit(multi_head_attention, static_argnames=("dropout_rate", "precision"))
 
 # Largest error allowed, as a share of the largest true value. The inputs are first rounded to the dtype, and the oracle
 # is given the rounded ones, so that what is left is the arithmetic's own error and the rounding of the output.

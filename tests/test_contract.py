@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 import suite
+from suite import attend
 from x64 import x64_if
 
 import attention_jax as aj
@@ -117,7 +118,7 @@ def test_logits_that_overflow_are_nan(sign, arrays):
 def test_float64_throughout():
     with x64_if(True):
         query, key, value, _ = suite.inputs(SHAPE, "float64")
-        output = aj.multi_head_attention(query, key, value, mask=ROWS_MASK)
+        output = attend(query, key, value, mask=ROWS_MASK)
         assert output.dtype == jnp.float64
         assert suite.error(output, reference.attention(query, key, value, ROWS_MASK)) < 1e-14
         weights = aj.attention_weights(query[0, :, 0], key[0, :, 0])
@@ -178,7 +179,7 @@ def drops(rate, T=64, S=96, N=4, batch=(3,), seed=0):
     """Which weights dropout keeps, `[*B, N, T, S]`: the output for values that are the identity, and even weights."""
     query, key = jnp.zeros((*batch, T, N, 4)), jnp.zeros((*batch, S, N, 4))
     value = jnp.broadcast_to(jnp.eye(S)[:, None, :].reshape((1,) * len(batch) + (S, 1, S)), (*batch, S, N, S))
-    output = aj.multi_head_attention(query, key, value, dropout_rate=rate, dropout_rng=jax.random.key(seed))
+    output = attend(query, key, value, dropout_rate=rate, dropout_rng=jax.random.key(seed))
     return np.swapaxes(np.asarray(output), -3, -2) * S
 
 
@@ -215,7 +216,7 @@ def test_dropout_gradient_is_that_of_the_kept_weights(arrays):
     options = {"dropout_rate": 0.4, "dropout_rng": jax.random.key(1)}
 
     def loss(value):
-        return jnp.vdot(aj.multi_head_attention(query, key, value, **options), cotangent)
+        return jnp.vdot(attend(query, key, value, **options), cotangent)
 
     np.testing.assert_allclose(loss(value), jnp.vdot(jax.grad(loss)(value), value), rtol=1e-4)  # linear in the value
 

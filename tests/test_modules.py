@@ -1,6 +1,5 @@
 """The modules are the functions with parameters, and keep what they promise."""
 
-import functools
 from functools import partial
 
 import jax
@@ -101,8 +100,9 @@ def test_multi_head_attention_is_the_functions(options, cross):
 def test_asking_for_weights_changes_no_bit():
     attention = MultiHeadAttention(D, N, rngs=nnx.Rngs(0), rotary=rotary)
     for x in (X, X.astype(jnp.bfloat16)):
-        output, weights = attention(x, mask=aj.causal(), return_weights=True)
-        assert (attention(x, mask=aj.causal()) == output).all()
+        for call in (attention, jitted(attention)):
+            output, weights = call(x, mask=aj.causal(), return_weights=True)
+            assert (call(x, mask=aj.causal()) == output).all()
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
 
 
@@ -118,11 +118,12 @@ def test_any_attention_fn_and_its_own_weights():
     def jax_nn(query, key, value, mask):
         return jax.nn.dot_product_attention(query, key, value)
 
-    np.testing.assert_allclose(MultiHeadAttention(D, N, attention_fn=jax_nn, rngs=nnx.Rngs(0))(X), plain(X), atol=1e-5)
+    foreign = MultiHeadAttention(D, N, attention_fn=jax_nn, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(jitted(foreign)(X), jitted(plain)(X), atol=1e-5)
 
 
 def test_rotary_makes_attention_see_distances():
-    attention = MultiHeadAttention(D, N, rotary=rotary, rngs=nnx.Rngs(0))
+    attention = jitted(MultiHeadAttention(D, N, rotary=rotary, rngs=nnx.Rngs(0)))
     near, far = (attention(X, positions=jnp.arange(7) + start) for start in (0, 500))
     np.testing.assert_allclose(near, far, atol=2e-4)
     assert not np.allclose(near, attention(X, positions=3 * jnp.arange(7)), atol=1e-2)
@@ -148,10 +149,10 @@ def test_single_heads_concatenated_are_multi_head_attention(causal):
     heads = random_biases(ConcatenatedHeads(D, N, rngs=nnx.Rngs(0)))
     mask = aj.causal() if causal else None
     together = heads.to_multi_head()
-    np.testing.assert_allclose(heads(X, mask=mask), together(X, mask=mask), atol=1e-5)
-    np.testing.assert_allclose(heads(X, CONTEXT), together(X, CONTEXT), atol=1e-5)
+    np.testing.assert_allclose(jitted(heads)(X, mask=mask), jitted(together)(X, mask=mask), atol=1e-5)
+    np.testing.assert_allclose(jitted(heads)(X, CONTEXT), jitted(together)(X, CONTEXT), atol=1e-5)
     truth, _ = by_hand(together, X, X, np.tri(7, dtype=bool) if causal else None)
-    np.testing.assert_allclose(heads(X, mask=mask), truth, atol=1e-5)
+    np.testing.assert_allclose(jitted(heads)(X, mask=mask), truth, atol=1e-5)
 
 
 def test_single_head_is_the_function():
@@ -211,29 +212,28 @@ def language_model(**options):
     return TransformerLM(11, 7, D, N, 2, rngs=nnx.Rngs(0), **options)
 
 
-@functools.cache
-def loss_and_gradient(scan, remat):
-    """Loss without and with dropout, gradients of two leaves, and attention weights of the same model, run another way."""
+def outcome(scan, remat):
+    """Loss, attention weights and gradients of two leaves under dropout, and the logits without it."""
     model = language_model(block=partial(TransformerBlock, dropout_rate=0.3), scan=scan, remat=remat)
     graphdef, params = nnx.split(model)
 
-    def loss(params, rng):
-        rngs = None if rng is None else nnx.Rngs(dropout=rng)
+    def loss(params, rngs=None):
         logits, weights = nnx.merge(graphdef, params)(TOKENS, rngs=rngs, return_weights=True)
         return jnp.sum(logits**2), weights
 
-    results = []
-    for rng in (None, jax.random.key(4)):
-        (value, weights), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, rng)
-        results += [value, weights, gradient["tokens"]["embedding"][...], gradient["norm"]["scale"][...]]
-    return results
+    def under_dropout(params):
+        return loss(params, nnx.Rngs(dropout=4))
+
+    dropped, gradient = jax.jit(jax.value_and_grad(under_dropout, has_aux=True))(params)
+    slopes = gradient["tokens"]["embedding"][...], gradient["norm"]["scale"][...]
+    return *dropped, *slopes, *jax.jit(loss)(params)
 
 
-@pytest.mark.parametrize("scan, remat", [(True, False), (False, True), (True, True)])
-def test_scan_and_remat_are_the_same_model(scan, remat):
-    plain = loss_and_gradient(False, False)
-    for one, two in zip(plain, loss_and_gradient(scan, remat), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+def test_scan_and_remat_are_the_same_model():
+    plain = outcome(False, False)
+    for scan, remat in ((True, False), (False, True), (True, True)):
+        for one, two in zip(plain, outcome(scan, remat), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
     assert plain[0] != plain[4]  # dropout acts, and equally: each block's pattern is its own in every variant
 
 
