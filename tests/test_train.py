@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TINY = (
     "--steps 30 --eval-every 20 --data.batch-size 4 --data.validation-fraction 0.02 "
     "--model.num-layers 1 --model.num-heads 2 --model.embed-dim 16 --model.context-length 16"
-).split()
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def command(*arguments, timeout=300):
 
 
 def test_a_run_leaves_what_it_says(capsys):
-    main(["text", *TINY, "--name", "one"])
+    main(["text", *TINY.split(), "--name", "one"])
     out = capsys.readouterr().out
     assert "parameters" in out and "A sample:" in out and "python -m train.sample runs/one" in out
     directory = Path("runs/one")
@@ -77,11 +77,14 @@ def test_a_run_leaves_what_it_says(capsys):
     one, again, other = (write(Sample(directory, prompt="def", length=60, seed=seed)) for seed in (1, 1, 2))
     assert one == again != other and one.startswith("def") and len(one) == 63
 
+    with pytest.raises(InputError, match="--prompt is empty"):
+        write(Sample(directory, prompt=""))
+
     # a second run of the name keeps the first
-    main(["text", *TINY, "--name", "one", "--quiet"])
+    main(["text", *TINY.split(), "--name", "one", "--quiet"])
     assert capsys.readouterr().out == ""
     assert records("one") == records("one.1")  # and, with the same seed, is the same
-    main(["text", *TINY, "--name", "two", "--seed", "1", "--quiet"])
+    main(["text", *TINY.split(), "--name", "two", "--seed", "1", "--quiet"])
     assert records("one")[-1] != records("two")[-1]
 
 

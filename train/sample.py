@@ -38,6 +38,8 @@ def write(options: Sample) -> str:
     from train import run_directory
 
     _, tokenizer, model = run_directory.load(options.run)
+    if not options.prompt:
+        raise InputError("--prompt is empty: give at least one character, such as --prompt ' '")
     prompt = tokenizer.encode(options.prompt)
     try:
         rng = jax.random.key(options.seed)
