@@ -1,12 +1,15 @@
 """The expression tree behind `masks.py`: what a mask can do, and one node for each kind of rule."""
 
+import math
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Span = tuple[int | jax.Array, int | jax.Array]
+Truth = bool | jax.Array
 
 _DRAWN_SIZE = 8
 _DRAWN_LIMIT = 32
@@ -25,13 +28,47 @@ class Mask:
     def at(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
         """Bool array `[..., len(rows), len(columns)]`, either of the last two possibly 1: may row t see column s?
 
-        `rows` and `columns` are integer vectors of query and key positions. The leading dimensions are none, or
-        `[*B, N or 1]` where the mask holds batched or per-head arrays.
+        `rows` and `columns` are integer vectors of query and key positions; the mask's own arrays hold just these. The
+        leading dimensions are none, or `[*B, N or 1]` where the mask holds batched or per-head arrays.
         """
         raise NotImplementedError
 
+    def axes(self) -> list[str]:
+        """What the axes of each of the mask's arrays are, in the order of its leaves: `*` any batch dimensions, `n`
+        heads, `t` queries, `s` keys, each possibly of size 1."""
+        return []
+
+    def some_every(self, rows: Span, columns: Span) -> tuple[Truth, Truth]:
+        """Whether some pair of a block may be visible, and whether every pair surely is.
+
+        `rows` and `columns` are the block's first and last positions, known or traced; the mask's own arrays hold just
+        these. Neither answer evaluates the rule pair by pair, unless the mask is an array.
+        """
+        return True, False
+
+    def columns_of(self, rows: Span, S: int) -> Span:
+        """First and last key that some of these queries may see; both may lie outside 0 .. S-1."""
+        return 0, S - 1
+
+    def rows_of(self, columns: Span, T: int) -> Span:
+        """First and last query that may see some of these keys; both may lie outside 0 .. T-1."""
+        return 0, T - 1
+
     def check(self, T: int, S: int) -> None:
         """Raise `ValueError` if this mask cannot belong to T queries and S keys."""
+
+    def cut(self, rows: slice, columns: slice) -> "Mask":
+        """The mask with its own arrays cut down to these queries and keys, as `at` and `some_every` want it."""
+        leaves, tree = jax.tree.flatten(self)
+        wanted = {"t": rows, "s": columns}
+        cut = []
+        for leaf, axes in zip(leaves, self.axes(), strict=True):
+            names = axes.removeprefix("*")
+            sizes = leaf.shape[leaf.ndim - len(names) :]
+            whole = [size == 1 or name not in wanted for name, size in zip(names, sizes, strict=True)]
+            index = [slice(None) if keep else wanted[name] for name, keep in zip(names, whole, strict=True)]
+            cut.append(leaf[(..., *index)])
+        return jax.tree.unflatten(tree, cut)
 
     def to_array(self, T: int, S: int) -> jax.Array:
         """The whole mask as a bool array `[T, S]`, or `[*B, N or 1, T, S]` if it holds batched or per-head arrays.
@@ -71,10 +108,13 @@ class Mask:
             self.check(T, S)
         except ValueError as problem:
             return f"{self!r}: {problem}"
-        rows, columns = jnp.arange(min(T, _DRAWN_LIMIT)), jnp.arange(min(S, _DRAWN_LIMIT))
-        drawn = Array(self.at(rows, columns)).to_text(len(rows), len(columns))
-        first = "" if (len(rows), len(columns)) == (T, S) else f"first {len(rows)} x {len(columns)} of "
-        return f"{self!r}\n{first}{T} queries (down) x {S} keys (across), ■ may attend\n{drawn}"
+        rows, columns = min(T, _DRAWN_LIMIT), min(S, _DRAWN_LIMIT)
+        drawn = self.cut(slice(rows), slice(columns)).to_array(rows, columns)
+        first = "" if (rows, columns) == (T, S) else f"first {rows} x {columns} of "
+        count = math.prod(drawn.shape[:-2])
+        which = f", the first of {count}" if count > 1 else ""
+        text = Array(drawn).to_text(rows, columns)
+        return f"{self!r}\n{first}{T} queries (down) x {S} keys (across){which}, ■ may attend\n{text}"
 
     def __and__(self, other) -> "Mask":
         return And(self, as_mask(other))
@@ -115,102 +155,27 @@ def as_mask(mask) -> Mask:
     return Array(array)
 
 
-def _node(cls):
+def node(cls):
     """A frozen dataclass that is a pytree: arrays are leaves, fields marked `_static` are not."""
     return jax.tree_util.register_dataclass(dataclass(frozen=True, eq=False, repr=False)(cls))
 
 
-def _static():
+def static():
     return field(metadata={"static": True})
 
 
-@_node
-class Causal(Mask):
-    offset: int | None = _static()
-
-    def at(self, rows, columns):
-        return columns[None, :] <= rows[:, None] + (self.offset or 0)
-
-    def check(self, T, S):
-        _check_offset(repr(self), self.offset, T, S)
-
-    def __repr__(self):
-        return "causal()" if self.offset is None else f"causal(offset={self.offset})"
-
-
-@_node
-class Window(Mask):
-    left: int = _static()
-    right: int = _static()
-    offset: int | None = _static()
-
-    def at(self, rows, columns):
-        distance = columns[None, :] - rows[:, None] - (self.offset or 0)
-        return (-self.left <= distance) & (distance <= self.right)
-
-    def check(self, T, S):
-        _check_offset(repr(self), self.offset, T, S)
-
-    def __repr__(self):
-        offset = "" if self.offset is None else f", offset={self.offset}"
-        return f"sliding_window({self.left}, {self.right}{offset})"
-
-
-@_node
-class Prefix(Mask):
-    n: int = _static()
-
-    def at(self, rows, columns):
-        return columns[None, :] < self.n
-
-    def __repr__(self):
-        return f"prefix({self.n})"
-
-
-@_node
-class Segments(Mask):
-    query_ids: jax.Array
-    key_ids: jax.Array
-
-    def at(self, rows, columns):
-        query_ids, key_ids = self.query_ids[..., rows, None], self.key_ids[..., None, columns]
-        same = query_ids == key_ids
-        return same if same.ndim == 2 else jnp.expand_dims(same, -3)
-
-    def check(self, T, S):
-        if self._sizes() != (T, S):
-            raise ValueError(f"{self!r} has ids for {self._sizes()} (queries, keys), but the attention has {(T, S)}")
-
-    def _sizes(self):
-        return self.query_ids.shape[-1], self.key_ids.shape[-1]
-
-    def __repr__(self):
-        return f"segments({_brief(self.query_ids)}, {_brief(self.key_ids)})"
-
-
-@_node
-class KeyLengths(Mask):
-    lengths: jax.Array
-
-    def at(self, rows, columns):
-        if self.lengths.ndim == 0:
-            return columns[None, :] < self.lengths
-        lengths = self.lengths[..., None, None, None]
-        return columns.reshape((1,) * (lengths.ndim - 1) + (-1,)) < lengths
-
-    def __repr__(self):
-        return f"key_lengths({_brief(self.lengths)})"
-
-
-@_node
+@node
 class Array(Mask):
     array: jax.Array
 
     def at(self, rows, columns):
-        T, S = self.array.shape[-2:]
-        rows = rows if T != 1 else jnp.zeros(1, int)
-        columns = columns if S != 1 else jnp.zeros(1, int)
-        return self.array[..., rows[:, None], columns[None, :]]
+        return self.array
+
+    def axes(self):
+        return ["*nts" if self.array.ndim > 2 else "ts"]
+
+    def some_every(self, rows, columns):
+        return self.array.any(), self.array.all()
 
     def check(self, T, S):
         rows, columns = self.array.shape[-2:]
@@ -222,24 +187,13 @@ class Array(Mask):
         return (T if T != 1 else None), (S if S != 1 else None)
 
     def __repr__(self):
-        return f"mask_from_array({_brief(self.array)})"
-
-
-@_node
-class Function(Mask):
-    fn: Callable = _static()
-
-    def at(self, rows, columns):
-        seen = jnp.asarray(self.fn(rows[:, None], columns[None, :]))
-        if seen.dtype != jnp.bool_:
-            raise TypeError(f"{self!r} must return bool, True = may attend, got {seen.dtype}")
-        return jnp.broadcast_to(seen, (len(rows), len(columns)))
-
-    def __repr__(self):
-        return f"mask_from_function({getattr(self.fn, '__name__', repr(self.fn))})"
+        return f"mask_from_array({brief(self.array)})"
 
 
 class Pair(Mask):
+    def axes(self):
+        return self.left.axes() + self.right.axes()
+
     def check(self, T, S):
         self.left.check(T, S)
         self.right.check(T, S)
@@ -263,7 +217,7 @@ class Pair(Mask):
         return f" {symbol} ".join(sides)
 
 
-@_node
+@node
 class And(Pair):
     left: Mask
     right: Mask
@@ -272,11 +226,21 @@ class And(Pair):
     def at(self, rows, columns):
         return operator.and_(*self._both_at(rows, columns))
 
+    def some_every(self, rows, columns):
+        left, right = self.left.some_every(rows, columns), self.right.some_every(rows, columns)
+        return left[0] & right[0], left[1] & right[1]
+
+    def columns_of(self, rows, S):
+        return _overlap(self.left.columns_of(rows, S), self.right.columns_of(rows, S))
+
+    def rows_of(self, columns, T):
+        return _overlap(self.left.rows_of(columns, T), self.right.rows_of(columns, T))
+
     def __repr__(self):
         return self._join("&")
 
 
-@_node
+@node
 class Or(Pair):
     left: Mask
     right: Mask
@@ -285,17 +249,34 @@ class Or(Pair):
     def at(self, rows, columns):
         return operator.or_(*self._both_at(rows, columns))
 
+    def some_every(self, rows, columns):
+        left, right = self.left.some_every(rows, columns), self.right.some_every(rows, columns)
+        return left[0] | right[0], left[1] | right[1]
+
+    def columns_of(self, rows, S):
+        return _hull(self.left.columns_of(rows, S), self.right.columns_of(rows, S))
+
+    def rows_of(self, columns, T):
+        return _hull(self.left.rows_of(columns, T), self.right.rows_of(columns, T))
+
     def __repr__(self):
         return self._join("|")
 
 
-@_node
+@node
 class Not(Mask):
     mask: Mask
     _binding = 2
 
     def at(self, rows, columns):
         return ~self.mask.at(rows, columns)
+
+    def axes(self):
+        return self.mask.axes()
+
+    def some_every(self, rows, columns):
+        some, every = self.mask.some_every(rows, columns)
+        return _not(every), _not(some)
 
     def check(self, T, S):
         self.mask.check(T, S)
@@ -323,13 +304,25 @@ def static_int(name: str, value, minimum: int | None = None) -> int:
     return value
 
 
-def _check_offset(name: str, offset: int | None, T: int, S: int) -> None:
-    if offset is None and T != S:
-        raise ValueError(
-            f"{name} compares positions, and {T} queries against {S} keys can be aligned in two ways: pass offset=0 "
-            f"(query 0 stands at key 0) or offset={S - T} (the last query stands at the last key, as when decoding)"
-        )
+def _not(truth: Truth) -> Truth:
+    return not truth if isinstance(truth, bool) else ~truth
 
 
-def _brief(array) -> str:
+def _overlap(one: Span, other: Span) -> Span:
+    return _larger(one[0], other[0]), _smaller(one[1], other[1])
+
+
+def _hull(one: Span, other: Span) -> Span:
+    return _smaller(one[0], other[0]), _larger(one[1], other[1])
+
+
+def _smaller(a, b):
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.minimum(a, b)
+
+
+def _larger(a, b):
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.maximum(a, b)
+
+
+def brief(array) -> str:
     return f"{array.dtype}{list(array.shape)}"

@@ -62,9 +62,43 @@ def test_a_tree_is_its_rule_pair_by_pair(tree):
     array = mask.to_array(T, S)
     assert array.dtype == jnp.bool_ and array.shape == (T, S)
     np.testing.assert_array_equal(array, truth)
-    rows, columns = jnp.array([5, 0, 3]), jnp.array([10, 2])
-    part = jnp.broadcast_to(mask.at(rows, columns), (3, 2))
-    np.testing.assert_array_equal(part, truth[np.ix_([5, 0, 3], [10, 2])])
+
+
+@settings(max_examples=100, deadline=None)
+@given(trees, st.integers(0, T - 1), st.integers(1, T), st.integers(0, S - 1), st.integers(1, S))
+def test_a_block_is_a_part_of_the_whole(tree, row, height, column, width):
+    mask, rule = tree
+    rows, columns = range(row, min(row + height, T)), range(column, min(column + width, S))
+    truth = np.array([[bool(rule(t, s)) for s in columns] for t in rows])
+    block = mask.cut(slice(rows.start, rows.stop), slice(columns.start, columns.stop))
+    seen = jnp.broadcast_to(block.at(jnp.array(rows), jnp.array(columns)), truth.shape)
+    np.testing.assert_array_equal(seen, truth)
+    some, every = block.some_every((rows[0], rows[-1]), (columns[0], columns[-1]))
+    assert some or not truth.any()
+    assert truth.all() or not every
+    low, high = mask.columns_of((rows[0], rows[-1]), S)
+    assert all(low <= s <= high for s in range(S) if any(rule(t, s) for t in rows))
+    low, high = mask.rows_of((columns[0], columns[-1]), T)
+    assert all(low <= t <= high for t in range(T) if any(rule(t, s) for s in columns))
+
+
+@pytest.mark.parametrize("mask, some, every", [
+    (causal(offset=0), [[1, 0], [1, 1]], [[0, 0], [1, 0]]),
+    (sliding_window(4, 4, offset=0), [[1, 1], [1, 1]], [[1, 0], [0, 1]]),
+    (sliding_window(1, 1, offset=-5), [[0, 0], [1, 0]], [[0, 0], [0, 0]]),
+    (causal(offset=0) & ~prefix(4), [[0, 0], [0, 1]], [[0, 0], [0, 0]]),
+    (causal(offset=0) | prefix(4), [[1, 0], [1, 1]], [[1, 0], [1, 0]]),
+    (segments(np.array([0] * 4 + [1] * 4)), [[1, 0], [0, 1]], [[1, 0], [0, 1]]),
+    (key_lengths(4), [[1, 0], [1, 0]], [[1, 0], [1, 0]]),
+])  # fmt: skip
+def test_blocks_of_four_are_told_empty_or_full(mask, some, every):
+    ends = [(0, 3), (4, 7)]
+    cut = [
+        [mask.cut(slice(r, r + 4), slice(c, c + 4)).some_every(ends[r // 4], ends[c // 4]) for c in (0, 4)]
+        for r in (0, 4)
+    ]
+    assert [[int(one[0]) for one in row] for row in cut] == some
+    assert [[int(one[1]) for one in row] for row in cut] == every
 
 
 @settings(max_examples=25, deadline=None)

@@ -55,10 +55,9 @@ def run(config: schema.Config) -> None:
         device, count = jax.devices()[0], sum(param.size for param in jax.tree.leaves(state.params))
         metrics.say(
             f"{device.platform} ({device.device_kind}), {count:,} parameters, {len(train):,} training and "
-            f"{len(validation):,} validation tokens, vocabulary of {len(tokenizer)}; writing {directory}"
+            f"{len(validation):,} validation tokens, vocabulary of {len(tokenizer)}"
         )
-        if moved:
-            metrics.say(f"the earlier {directory} is now {moved}")
+        metrics.say(f"writing {directory}" + (f"; the earlier run is now {moved}" if moved else ""))
 
         unfetched = None
         for step in range(1, config.steps + 1):

@@ -1,0 +1,150 @@
+"""The rules a mask is made of: one node for each, and what it says of a single pair and of a whole block."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from attention_jax.mask_tree import Mask, brief, node, static
+
+
+@node
+class Causal(Mask):
+    offset: int | None = static()
+
+    def at(self, rows, columns):
+        return columns[None, :] <= rows[:, None] + (self.offset or 0)
+
+    def some_every(self, rows, columns):
+        offset = self.offset or 0
+        return columns[0] <= rows[1] + offset, columns[1] <= rows[0] + offset
+
+    def columns_of(self, rows, S):
+        return 0, rows[1] + (self.offset or 0)
+
+    def rows_of(self, columns, T):
+        return columns[0] - (self.offset or 0), T - 1
+
+    def check(self, T, S):
+        _check_offset(repr(self), self.offset, T, S)
+
+    def __repr__(self):
+        return "causal()" if self.offset is None else f"causal(offset={self.offset})"
+
+
+@node
+class Window(Mask):
+    left: int = static()
+    right: int = static()
+    offset: int | None = static()
+
+    def at(self, rows, columns):
+        distance = columns[None, :] - rows[:, None] - (self.offset or 0)
+        return (-self.left <= distance) & (distance <= self.right)
+
+    def some_every(self, rows, columns):
+        nearest = columns[0] - rows[1] - (self.offset or 0), columns[1] - rows[0] - (self.offset or 0)
+        some = (nearest[0] <= self.right) & (nearest[1] >= -self.left)
+        return some, (nearest[0] >= -self.left) & (nearest[1] <= self.right)
+
+    def columns_of(self, rows, S):
+        offset = self.offset or 0
+        return rows[0] + offset - self.left, rows[1] + offset + self.right
+
+    def rows_of(self, columns, T):
+        offset = self.offset or 0
+        return columns[0] - offset - self.right, columns[1] - offset + self.left
+
+    def check(self, T, S):
+        _check_offset(repr(self), self.offset, T, S)
+
+    def __repr__(self):
+        offset = "" if self.offset is None else f", offset={self.offset}"
+        return f"sliding_window({self.left}, {self.right}{offset})"
+
+
+@node
+class Prefix(Mask):
+    n: int = static()
+
+    def at(self, rows, columns):
+        return columns[None, :] < self.n
+
+    def some_every(self, rows, columns):
+        return columns[0] < self.n, columns[1] < self.n
+
+    def columns_of(self, rows, S):
+        return 0, self.n - 1
+
+    def __repr__(self):
+        return f"prefix({self.n})"
+
+
+@node
+class Segments(Mask):
+    query_ids: jax.Array
+    key_ids: jax.Array
+
+    def at(self, rows, columns):
+        same = self.query_ids[..., :, None] == self.key_ids[..., None, :]
+        return same if same.ndim == 2 else jnp.expand_dims(same, -3)
+
+    def axes(self):
+        return ["*t", "*s"]
+
+    def some_every(self, rows, columns):
+        (low, high), (key_low, key_high) = ((ids.min(), ids.max()) for ids in (self.query_ids, self.key_ids))
+        some = (low <= key_high) & (key_low <= high)
+        return some, (low == high) & (key_low == key_high) & (low == key_low)
+
+    def check(self, T, S):
+        if self._sizes() != (T, S):
+            raise ValueError(f"{self!r} has ids for {self._sizes()} (queries, keys), but the attention has {(T, S)}")
+
+    def _sizes(self):
+        return self.query_ids.shape[-1], self.key_ids.shape[-1]
+
+    def __repr__(self):
+        return f"segments({brief(self.query_ids)}, {brief(self.key_ids)})"
+
+
+@node
+class KeyLengths(Mask):
+    lengths: jax.Array
+
+    def at(self, rows, columns):
+        if self.lengths.ndim == 0:
+            return columns[None, :] < self.lengths
+        lengths = self.lengths[..., None, None, None]
+        return columns.reshape((1,) * (lengths.ndim - 1) + (-1,)) < lengths
+
+    def axes(self):
+        return ["*"]
+
+    def some_every(self, rows, columns):
+        return columns[0] < self.lengths, columns[1] < self.lengths
+
+    def __repr__(self):
+        return f"key_lengths({brief(self.lengths)})"
+
+
+@node
+class Function(Mask):
+    fn: Callable = static()
+
+    def at(self, rows, columns):
+        seen = jnp.asarray(self.fn(rows[:, None], columns[None, :]))
+        if seen.dtype != jnp.bool_:
+            raise TypeError(f"{self!r} must return bool, True = may attend, got {seen.dtype}")
+        return jnp.broadcast_to(seen, (len(rows), len(columns)))
+
+    def __repr__(self):
+        return f"mask_from_function({getattr(self.fn, '__name__', repr(self.fn))})"
+
+
+def _check_offset(name: str, offset: int | None, T: int, S: int) -> None:
+    if offset is None and T != S:
+        raise ValueError(
+            f"{name} compares positions, and {T} queries against {S} keys can be aligned in two ways: pass offset=0 "
+            f"(query 0 stands at key 0) or offset={S - T} (the last query stands at the last key, as when decoding)"
+        )
