@@ -1,6 +1,6 @@
 """Attention you can read, trust and scale.
 
-Every shape in this library is written with these letters, and no others:
+Every shape in this library is written with these letters:
 
     B   batch (any number of dimensions: *B)     N   query heads            H    head dim
     T   query length                             K   key/value heads        Hv   value head dim

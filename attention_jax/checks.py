@@ -49,14 +49,14 @@ def check_many_heads(query, key, value) -> list[jax.Array]:
 
 
 def check_mask(mask, shape: tuple[int, ...]) -> jax.Array | None:
-    """A mask (or bool array, or None) as a bool array of `shape`, which is `[T, S]` or `[*B, N, T, S]`."""
+    """A mask (or bool array, or None) as a bool array for `shape`, `[T, S]` or `[*B, N, T, S]`; any axis may be 1."""
     if mask is None:
         return None
     return _broadcast("mask", as_mask(mask).to_array(*shape[-2:]), shape)
 
 
 def check_bias(bias, shape: tuple[int, ...]) -> jax.Array | None:
-    """A bias (or None) as a floating array of `shape`, which is `[T, S]` or `[*B, N, T, S]`."""
+    """A bias (or None) as a floating array for `shape`, `[T, S]` or `[*B, N, T, S]`; any axis may be 1."""
     if bias is None:
         return None
     bias = jnp.asarray(bias)
@@ -116,7 +116,7 @@ def _shape_error(problem: str, layout: str, arrays) -> str:
 
 
 def _broadcast(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`array` broadcast to `shape`, if it is `[T, S]` or has all of `shape`'s axes.
+    """`array` with all of `shape`'s axes, those of size 1 left so, if it is `[T, S]` or has them all.
 
     NumPy's own rule would also take `[B, T, S]`, and read it as one array a head wherever B == N.
     """
@@ -124,7 +124,7 @@ def _broadcast(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array
         size in (1, wanted) for size, wanted in zip(array.shape[::-1], shape[::-1], strict=False)
     )
     if fits:
-        return jnp.broadcast_to(array.reshape((1,) * (len(shape) - array.ndim) + array.shape), shape)
+        return array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
     *batch, T, S = shape
     wanted = f"[T, S] = [{T}, {S}]"
     if batch:

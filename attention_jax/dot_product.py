@@ -22,6 +22,7 @@ from attention_jax.checks import (
     check_scale,
 )
 from attention_jax.dropout import keep_positions
+from attention_jax.mask_tree import static_int
 from attention_jax.masks import causal
 
 
@@ -52,7 +53,8 @@ def attention_weights(query, key, *, mask=None, bias=None, scale=None, precision
     shape = len(query), len(key)
     visible, bias = check_mask(mask, shape), check_bias(bias, shape)
     scale = check_scale(scale, query.shape[-1])
-    return _weights(query, key, visible, bias, scale=scale, precision=precision).astype(query.dtype)
+    weights, poisoned = _weights(query, key, visible, bias, scale=scale, precision=precision)
+    return jnp.where(poisoned, jnp.nan, weights).astype(query.dtype)
 
 
 def scaled_dot_product_attention(
@@ -153,18 +155,18 @@ def multi_head_attention(
     rate = check_dropout(dropout_rate, dropout_rng)
     one_head = partial(_one_head, scale=check_scale(scale, H), rate=rate, precision=precision)
 
-    def by_group(scores):
-        return scores if scores is None else scores.reshape(*batch, K, N // K, T, S)
-
     query = query.reshape(*batch, T, K, N // K, H)
-    visible = by_group(check_mask(mask, (*batch, N, T, S)))
-    bias = by_group(check_bias(bias, (*batch, N, T, S)))
+    visible, visible_axes = _by_group(check_mask(mask, (*batch, N, T, S)), len(batch), K, N)
+    bias, bias_axes = _by_group(check_bias(bias, (*batch, N, T, S)), len(batch), K, N)
     rngs = jax.random.split(dropout_rng, (*batch, K, N // K)) if rate else None
 
-    group = jax.vmap(one_head, in_axes=(1, None, None, 0, 0, 0), out_axes=1)  # key and value shared in a group
-    attend = jax.vmap(group, in_axes=(1, 1, 1, 0, 0, 0), out_axes=1)
+    def over(attend, query_axis, key_axis):
+        axes = query_axis, key_axis, key_axis, visible_axes.pop(), bias_axes.pop(), 0
+        return jax.vmap(attend, axes, query_axis)
+
+    attend = over(over(one_head, 1, None), 1, 1)  # a group of query heads shares its key and value
     for _ in batch:
-        attend = jax.vmap(attend)
+        attend = over(attend, 0, 0)
     output = attend(query, key, value, visible, bias, rngs)
     return output.reshape(*batch, T, N, value.shape[-1])
 
@@ -178,7 +180,7 @@ def split_heads(x, num_heads: int) -> jax.Array:
     >>> split_heads(jnp.zeros((2, 5, 12)), 3).shape
     (2, 5, 3, 4)
     """
-    if num_heads < 1 or x.shape[-1] % num_heads:
+    if static_int("num_heads", num_heads, minimum=1) and x.shape[-1] % num_heads:
         raise ValueError(f"cannot split the last dimension of x {x.shape} into num_heads={num_heads} equal heads")
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
 
@@ -192,40 +194,58 @@ def merge_heads(x) -> jax.Array:
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
+def _by_group(scores, batch_dims, K, N):
+    """`scores`, `[*B, N, T, S]` with any axis possibly 1, without those of *B and N; and what `vmap` over *B, K and G
+    maps of it."""
+    if scores is None:
+        return None, [None] * (batch_dims + 2)
+    *batch, heads, T, S = scores.shape
+    sizes = [*batch, *((K, N // K) if heads == N else (1, 1))]
+    return scores.reshape(*(size for size in sizes if size != 1), T, S), [None if size == 1 else 0 for size in sizes]
+
+
 def _one_head(query, key, value, visible, bias, rng, *, scale, rate, precision):
     (T, _), (S, Hv) = query.shape, value.shape
-    weights = _weights(query, key, visible, bias, scale=scale, precision=precision)
+    weights, poisoned = _weights(query, key, visible, bias, scale=scale, precision=precision)
     if rate:
         keep = keep_positions(rng, rate, jnp.arange(T), jnp.arange(S))
         weights = jnp.where(keep, weights / (1 - rate), 0)
     value, finite = _finite_rows(value.astype(weights.dtype))
     output = jnp.matmul(weights, value, precision=precision)
-    sees_non_finite = jnp.any(~finite if visible is None else visible & ~finite, axis=-1, keepdims=True)
-    output = jnp.where(jnp.broadcast_to(sees_non_finite, (T, Hv)), jnp.nan, output)
+    poisoned |= jnp.any(_visible(visible, bias) & ~finite, axis=-1, keepdims=True)
+    output = jnp.where(jnp.broadcast_to(poisoned, (T, Hv)), jnp.nan, output)
     chex.assert_shape(output, (T, Hv))
     return output.astype(query.dtype)
 
 
 def _weights(query, key, visible, bias, *, scale, precision):
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    """Weights `[T, S]`, all finite, and `[T, 1]`: which rows saw something that is not, and have no right answer."""
+    dtype, visible = jnp.promote_types(query.dtype, jnp.float32), _visible(visible, bias)
     query, query_finite = _finite_rows(query.astype(dtype))
     key, key_finite = _finite_rows(key.astype(dtype))
-    logits = scale * jnp.einsum("th,sh->ts", query, key, precision=precision)
-    logits = jnp.where(query_finite.T & key_finite & jnp.isfinite(logits), logits, jnp.nan)
+    products = jnp.einsum("th,sh->ts", query, key, precision=precision)
+    logits = scale * jnp.where(visible, products, 0)
     if bias is not None:
-        logits = logits + bias.astype(dtype)
-    if visible is not None:
-        logits = jnp.where(visible, logits, -jnp.inf)
-    chex.assert_shape(logits, (query.shape[0], key.shape[0]))
-    return _softmax(logits)
+        logits = logits + jnp.where(visible, bias.astype(dtype), 0)
+    finite = query_finite.T & key_finite & jnp.isfinite(logits)
+    poisoned = jnp.any(visible & ~finite, axis=-1, keepdims=True)
+    weights = _softmax(jnp.where(visible & finite, logits, -jnp.inf))
+    chex.assert_shape(weights, (query.shape[0], key.shape[0]))
+    return weights, poisoned
+
+
+def _visible(visible, bias):
+    """Bool, broadcasting to `[T, S]`: a bias of -inf hides as a mask does."""
+    visible = jnp.ones((1, 1), bool) if visible is None else visible
+    return visible if bias is None else visible & (bias > -jnp.inf)
 
 
 def _softmax(logits):
-    """Softmax over the last axis, where a row of -inf (or of no entries) gives 0 and passes no gradient."""
+    """Softmax over the last axis, in which -inf gives 0, and so does a row of nothing else; both pass no gradient."""
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf))
     exponential = jnp.exp(logits - jnp.where(peak == -jnp.inf, 0, peak))
     total = jnp.sum(exponential, axis=-1, keepdims=True)
-    return exponential / jnp.where(total == 0, 1, total)
+    return jnp.where(logits == -jnp.inf, 0, exponential / jnp.where(total == 0, 1, total))
 
 
 def _finite_rows(x):

@@ -19,7 +19,7 @@ def keep_positions(rng: jax.Array, rate: float, rows: jax.Array, columns: jax.Ar
     seeds = jax.random.bits(rng, (2,), jnp.uint32)
     row_hash = _mix(rows.astype(jnp.uint32) ^ seeds[0])
     column_hash = columns.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) ^ seeds[1]
-    return _mix(row_hash[:, None] ^ column_hash[None, :]) >= jnp.uint32(round(rate * 2**32))
+    return _mix(row_hash[:, None] ^ column_hash[None, :]) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def _mix(x: jax.Array) -> jax.Array:

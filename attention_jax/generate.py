@@ -23,6 +23,7 @@ def generate(model: nnx.Module, prompt, num_tokens: int, *, rng: jax.Array, temp
       int32 `[P + num_tokens]`, the prompt and what follows.
 
     Raises:
+      TypeError: a traced temperature or number of tokens.
       ValueError: an empty prompt, or a negative temperature or number of tokens.
 
     >>> from attention_jax.modules import TransformerLM
@@ -33,6 +34,8 @@ def generate(model: nnx.Module, prompt, num_tokens: int, *, rng: jax.Array, temp
     prompt, num_tokens = jnp.asarray(prompt), static_int("num_tokens", num_tokens, minimum=0)
     if prompt.ndim != 1 or not jnp.issubdtype(prompt.dtype, jnp.integer) or len(prompt) == 0:
         raise ValueError(f"prompt must be at least one integer token, [P]; got {prompt.dtype} {prompt.shape}")
+    if isinstance(temperature, jax.core.Tracer):
+        raise TypeError("temperature must be static (a Python number known while tracing), got a traced value")
     if not temperature >= 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}")
     tokens = jnp.pad(prompt.astype(jnp.int32), (0, num_tokens))

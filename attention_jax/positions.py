@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attention_jax.mask_tree import static_int
+
 
 def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0) -> jax.Array:
     """The fixed position embedding of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5).
@@ -34,6 +36,7 @@ def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0) -> jax
     [[0.    1.    0.    1.   ]
      [0.841 0.54  0.01  1.   ]]
     """
+    length = static_int("sinusoidal_positions(length=)", length, minimum=0)
     angles = np.arange(length)[:, None] * _frequencies("sinusoidal_positions(dim=)", dim, base)[None, :]
     return jnp.asarray(np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, dim), float)
 
@@ -55,6 +58,7 @@ def learned_positions(table, length: int, *, offset: int = 0) -> jax.Array:
     >>> learned_positions(jnp.zeros((16, 4)), 3, offset=13).shape
     (3, 4)
     """
+    length, offset = static_int("learned_positions(length=)", length), static_int("learned_positions(offset=)", offset)
     if not 0 <= offset <= offset + length <= table.shape[0]:
         raise ValueError(
             f"positions {offset} to {offset + length} do not fit the position table of {table.shape[0]} rows: "
@@ -97,12 +101,15 @@ def rotary_embedding(x, positions, frequencies, *, interleaved: bool = False, am
       As `x`, in its dtype; the rotation is done in float32 or better.
 
     Raises:
+      TypeError: an integer `x`.
       ValueError: shapes that do not fit.
 
     >>> x = jnp.array([[[1.0, 0.0]]])
     >>> print(rotary_embedding(x, jnp.array([1]), jnp.array([jnp.pi / 2])).round(3) + 0.0)
     [[[0. 1.]]]
     """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"x must be floating point, got {x.dtype}: convert it, e.g. x.astype(float)")
     positions, rotated = jnp.asarray(positions), 2 * len(frequencies)
     if x.ndim < 3 or rotated > x.shape[-1] or positions.shape not in ((x.shape[-3],), x.shape[:-2]):
         raise ValueError(
@@ -175,7 +182,7 @@ def yarn_scaling(
     Pair it with `yarn_amplitude`.
 
     Args:
-      frequencies: `[R / 2]` as `rotary_frequencies` gives them (concrete, not traced).
+      frequencies: `[R / 2]` as `rotary_frequencies` gives them.
       factor: how much longer the new context is.
       original_length: the context, in positions, that the model was trained on.
       slow, fast: turns in the original context at which the ramp ends and begins (beta_slow, beta_fast).
@@ -190,14 +197,14 @@ def yarn_scaling(
     if not slow < fast:
         raise ValueError(f"yarn_scaling wants slow < fast, got {slow} and {fast}")
     pairs = len(frequencies)
-    log_step = -float(jnp.log(frequencies[1])) if pairs > 1 else 1.0  # of the frequency, from pair to pair
+    log_step = -jnp.log(frequencies[1]) if pairs > 1 else 1.0  # of the frequency, from pair to pair
 
     def pair_that_turns(turns):
         return math.log(original_length / (turns * 2 * math.pi)) / log_step
 
-    start = max(math.floor(pair_that_turns(fast)), 0)
-    end = min(math.ceil(pair_that_turns(slow)), 2 * pairs - 1)
-    shrink = jnp.clip((jnp.arange(pairs) - start) / max(end - start, 0.001), 0, 1)
+    start = jnp.maximum(jnp.floor(pair_that_turns(fast)), 0)
+    end = jnp.minimum(jnp.ceil(pair_that_turns(slow)), 2 * pairs - 1)
+    shrink = jnp.clip((jnp.arange(pairs) - start) / jnp.maximum(end - start, 0.001), 0, 1)
     return frequencies * (1 - shrink + shrink / _at_least_one("yarn_scaling", factor))
 
 
@@ -225,8 +232,7 @@ def alibi_slopes(num_heads: int) -> jax.Array:
     >>> print(alibi_slopes(4))
     [0.25       0.0625     0.015625   0.00390625]
     """
-    if num_heads < 1:
-        raise ValueError(f"alibi_slopes wants at least one head, got {num_heads}")
+    num_heads = static_int("alibi_slopes(num_heads)", num_heads, minimum=1)
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * (n + 1) / power) for n in range(power)]
     between = [2 ** (-8 * (n + 1) / (2 * power)) for n in range(0, 2 * power, 2)]
@@ -240,6 +246,8 @@ def _frequencies(name: str, dim: int, base: float) -> np.ndarray:
 
 
 def _at_least_one(name: str, factor: float) -> float:
+    if isinstance(factor, jax.core.Tracer):
+        raise TypeError(f"{name} wants a static factor (a Python number known while tracing), got a traced value")
     if not factor >= 1:
         raise ValueError(f"{name} wants factor >= 1, the new context over the old, got {factor}")
     return factor

@@ -54,9 +54,11 @@ def project_separate(x, context, kernels, biases=(None, None, None), *, num_head
     >>> [heads.shape for heads in project_separate(x, x, [kernel] * 3, num_heads=3)]
     [(5, 3, 2), (5, 3, 2), (5, 3, 2)]
     """
-    heads = num_heads, num_kv_heads or num_heads, num_kv_heads or num_heads
-    inputs = zip((x, context, context), kernels, biases, heads, strict=True)
-    return tuple(split_heads(project(source, kernel, bias), n) for source, kernel, bias, n in inputs)
+    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    heads = num_heads, num_kv_heads, num_kv_heads
+    projections = project, *([project if context is x else _project_context] * 2)
+    inputs = zip(projections, (x, context, context), kernels, biases, heads, strict=True)
+    return tuple(split_heads(projection(source, kernel, bias), n) for projection, source, kernel, bias, n in inputs)
 
 
 def project_fused(x, kernel, bias=None, *, num_heads, num_kv_heads=None):
@@ -77,6 +79,13 @@ def project_fused(x, kernel, bias=None, *, num_heads, num_kv_heads=None):
     >>> [heads.shape for heads in project_fused(jnp.ones((5, 4)), jnp.ones((4, 16)), num_heads=4, num_kv_heads=2)]
     [(5, 4, 2), (5, 2, 2), (5, 2, 2)]
     """
-    N, K = num_heads, num_kv_heads or num_heads
+    N, K = num_heads, num_heads if num_kv_heads is None else num_kv_heads
     heads = split_heads(project(x, kernel, bias), N + 2 * K)
     return tuple(jnp.split(heads, [N, N + K], axis=-2))
+
+
+def _project_context(context, kernel, bias):
+    """`project`, in which a position that is not finite gives NaN, but none to the kernel's gradient if a mask hides
+    it: that gradient is a sum over all positions, in which 0 * NaN would count."""
+    finite = jnp.all(jnp.isfinite(context), axis=-1, keepdims=True)
+    return jnp.where(finite, project(jnp.where(finite, context, 0), kernel, bias), jnp.nan)

@@ -160,6 +160,35 @@ def test_a_poisoned_query_that_sees_nothing_changes_no_bit(arrays):
     assert_same_bits(everything(query.at[:, 3].set(np.nan), *rest, mask=ROWS_MASK), clean)
 
 
+@pytest.mark.parametrize("poison", [np.nan, 3e38])
+def test_what_a_mask_hides_reaches_no_gradient(poison):
+    """Nor that of the scale; and 3e38, finite itself, overflows in any product. A bias of -inf hides as a mask does."""
+    query, key, value, _ = suite.inputs((7, 9, 2, 2, 8, 2, ()))
+    mask = np.ones((7, 9), bool)
+    mask[:, 5] = False
+
+    @jax.jit
+    def slopes(query, key, value, mask, bias):
+        def total(query, key, value, scale):
+            return 10 * aj.multi_head_attention(query, key, value, mask=mask, bias=bias, scale=scale).sum()
+
+        return jax.value_and_grad(total, (0, 1, 2, 3))(query, key, value, 0.3)
+
+    poisoned = key.at[5].set(poison), value.at[5].set(poison)
+    zeros = np.zeros((7, 9), np.float32)
+    assert_same_bits(slopes(query, *poisoned, mask, zeros), slopes(query, key, value, mask, zeros))
+    hiding, every = np.where(mask, 0, -np.inf).astype(np.float32), np.ones((7, 9), bool)
+    assert_same_bits(slopes(query, *poisoned, every, hiding), slopes(query, key, value, every, hiding))
+
+
+def test_a_poisoned_row_that_is_left_out_of_the_loss_reaches_no_gradient(arrays):
+    query, key, value, cotangent = arrays
+    cotangent = cotangent.at[:, 2].set(0)
+    output, *gradients = everything(query.at[:, 2].set(np.nan), key, value, cotangent, mask=ROWS_MASK)
+    assert jnp.isnan(output[:, 2]).all() and not jnp.isnan(output[:, :2]).any()
+    assert all(jnp.isfinite(gradient).all() for gradient in gradients)
+
+
 def test_padding_of_nan_equals_a_shorter_input(arrays):
     query, key, value, cotangent = arrays
     padded = [jnp.concatenate([x, jnp.full_like(x[:, :3], np.nan)], axis=1) for x in (key, value)]
@@ -192,6 +221,10 @@ def test_dropout_keeps_the_mean_and_the_rate():
         others = tuple(other for other in range(4) if other != axis)
         limit = 5 * np.sqrt(0.25 * 0.75 * kept.shape[axis] / kept.size)
         assert np.abs((kept > 0).mean(axis=others) - 0.75).max() < limit
+
+
+def test_a_rate_next_to_1_drops_all_but_a_few():
+    assert (drops(1 - 1e-12) > 0).mean() < 1e-3
 
 
 def test_dropout_differs_everywhere_and_repeats():
@@ -297,6 +330,13 @@ REFUSED = {
     "`not` of a mask": (lambda: not aj.causal(), TypeError, "no truth value"),
     "function not bool": (many(mask=aj.mask_from_function(lambda t, s: t - s)), TypeError, "must return bool"),
     "vector as mask": (lambda: aj.mask_from_array(np.ones(3, bool)), ValueError, r"\[T, S\] or \[\*B"),
+    "traced heads": (traced(lambda n: aj.split_heads(jnp.ones((3, 4)), n), 2), TypeError, "num_heads must be static"),
+    "no heads to split into": (lambda: aj.split_heads(jnp.ones((3, 4)), 0), ValueError, "num_heads must be at least 1"),
+    "traced slopes": (traced(aj.alibi_slopes, 2), TypeError, "must be static"),
+    "traced position": (traced(lambda o: aj.learned_positions(jnp.ones((4, 2)), 1, offset=o), 1), TypeError, "offset.*must be static"),
+    "traced length": (traced(lambda n: aj.sinusoidal_positions(n, 4), 3), TypeError, "length.*must be static"),
+    "traced factor": (traced(lambda f: aj.linear_scaling(jnp.ones(2), factor=f), 2.0), TypeError, "static factor"),
+    "integer to rotary": (lambda: aj.rotary_embedding(jnp.ones((3, 1, 4), int), jnp.arange(3), jnp.ones(2)), TypeError, "x must be floating"),
     "odd rotary": (lambda: aj.rotary_frequencies(5), ValueError, "even"),
     "odd sinusoid": (lambda: aj.sinusoidal_positions(3, 5), ValueError, "even"),
     "position beyond the table": (lambda: aj.learned_positions(jnp.ones((4, 2)), 5), ValueError, "4 rows"),

@@ -115,10 +115,7 @@ def test_any_attention_fn_and_its_own_weights():
         weights, jax.nn.softmax(jnp.log(plain_weights) + jnp.broadcast_to(bias, weights.shape)), atol=1e-6
     )
 
-    def jax_nn(query, key, value, mask):
-        return jax.nn.dot_product_attention(query, key, value)
-
-    foreign = MultiHeadAttention(D, N, attention_fn=jax_nn, rngs=nnx.Rngs(0))
+    foreign = MultiHeadAttention(D, N, attention_fn=_same_size_only, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(jitted(foreign)(X), jitted(plain)(X), atol=1e-5)
 
 
@@ -130,7 +127,7 @@ def test_rotary_makes_attention_see_distances():
     np.testing.assert_array_equal(near, attention(X))
     shifted = attention(X, positions=jnp.arange(7)[None, :] + jnp.array([[0], [1], [2]]))
     np.testing.assert_allclose(near, shifted, atol=1e-5)
-    assert attention(X, CONTEXT).shape == X.shape
+    assert np.allclose(attention(X, CONTEXT), attention(X, CONTEXT[:, ::-1]), atol=1e-3) is False  # order is seen
     with pytest.raises(ValueError, match="rotary="):
         MultiHeadAttention(D, N, rngs=nnx.Rngs(0))(X, positions=jnp.arange(7))
 
@@ -140,8 +137,16 @@ def test_qk_norm_bounds_the_logits():
     np.testing.assert_allclose(
         attention(X, return_weights=True)[1], attention(100 * X, return_weights=True)[1], atol=1e-3
     )
-    attention.query_norm.scale[...] = jnp.zeros(D // N)
-    np.testing.assert_allclose(attention(X, return_weights=True)[1], 1 / 7, atol=1e-6)
+    for norm in (attention.query_norm, attention.key_norm):
+        random_biases(norm)
+    query, key = (
+        np.asarray(layer(X), np.float64).reshape(3, 7, N, D // N) for layer in (attention.query, attention.key)
+    )
+    query, key = (
+        x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-6) * np.asarray(norm.scale[...], np.float64)
+        for x, norm in ((query, attention.query_norm), (key, attention.key_norm))
+    )
+    np.testing.assert_allclose(attention(X, return_weights=True)[1], reference.weights(query, key), atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -179,6 +184,38 @@ def test_dropout_acts_only_when_given_rngs():
         MultiHeadAttention(D, N, dropout_rate=1.5, rngs=nnx.Rngs(0))
     head = SingleHeadAttention(D, 5, dropout_rate=0.5, rngs=nnx.Rngs(0))
     assert (head(X, rngs=nnx.Rngs(dropout=0)) != head(X)).any()
+
+
+@pytest.mark.parametrize("rates", ["attention", "feed_forward"])
+def test_a_block_drops_out_in_both_branches(rates):
+    """Each branch alone: the other's dropout is turned off."""
+    block = TransformerBlock(D, N, dropout_rate=0.5, rngs=nnx.Rngs(0))
+    quiet = block.feed_forward if rates == "attention" else block.attention
+    quiet.dropout.rate = 0.0
+    assert (block(X, rngs=nnx.Rngs(dropout=0)) != block(X)).any()
+
+
+@pytest.mark.parametrize("network", [FeedForward, SwiGLU])
+def test_feed_forward_networks_drop_out_their_output(network):
+    feed_forward = network(D, dropout_rate=0.5, rngs=nnx.Rngs(0))
+    dropped, plain = feed_forward(X, rngs=nnx.Rngs(dropout=0)), feed_forward(X)
+    kept = dropped != 0
+    assert abs(float(kept.mean()) - 0.5) < 0.1
+    np.testing.assert_allclose(dropped[kept], 2 * plain[kept], rtol=1e-5)
+
+
+def test_nan_behind_a_mask_reaches_no_parameter():
+    attention = random_biases(MultiHeadAttention(D, N, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(attention)
+    visible = jnp.broadcast_to(jnp.arange(9) != 4, (7, 9))
+
+    @jax.jit
+    def gradient(context):
+        return jax.grad(lambda params: jnp.sum(nnx.merge(graphdef, params)(X, context, mask=visible) ** 2))(params)
+
+    clean, poisoned = (jax.tree.leaves(gradient(CONTEXT.at[:, 4].set(value))) for value in (0.0, jnp.nan))
+    for one, other in zip(clean, poisoned, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_modules_hold_parameters_and_nothing_else():
@@ -234,6 +271,8 @@ def test_scan_and_remat_are_the_same_model():
     for scan, remat in ((True, False), (False, True), (True, True)):
         for one, two in zip(plain, outcome(scan, remat), strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+    graphdef, params = nnx.split(language_model(remat=True))
+    assert "remat" in str(jax.make_jaxpr(lambda params: nnx.merge(graphdef, params)(TOKENS))(params))
     assert plain[0] != plain[4]  # dropout acts, and equally: each block's pattern is its own in every variant
 
 
@@ -264,6 +303,15 @@ def test_language_model_with_packed_documents():
     np.testing.assert_allclose(packed[:, 3:], model(TOKENS[:, 3:]), atol=1e-5)
 
 
+def test_a_low_precision_model_stays_in_it():
+    model = language_model()
+    graphdef, params = nnx.split(model)
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    logits, exact = jitted(nnx.merge(graphdef, low))(TOKENS), jitted(model)(TOKENS)
+    assert logits.dtype == jnp.bfloat16
+    np.testing.assert_allclose(logits.astype(jnp.float32), exact, atol=0.02)
+
+
 def test_language_model_choices():
     untied = language_model(tied=False)
     assert untied.head.kernel.shape == (D, 11) and jitted(untied)(TOKENS).shape == (2, 7, 11)
@@ -278,10 +326,17 @@ def test_language_model_choices():
     assert isinstance(language_model(norm=nnx.RMSNorm).blocks[0].norm1, nnx.RMSNorm)
 
 
+def _same_size_only(query, key, value, mask):
+    return jax.nn.dot_product_attention(query, key, value)
+
+
 @pytest.mark.parametrize("build, message", [
     (lambda: MultiHeadAttention(10, 4, rngs=nnx.Rngs(0)), "embed_dim=10 must be a multiple of num_heads=4"),
     (lambda: MultiHeadAttention(24, 4, num_kv_heads=3, rngs=nnx.Rngs(0)), "num_heads=4 must be a multiple of num_kv_heads=3"),
     (lambda: ConcatenatedHeads(10, 4, rngs=nnx.Rngs(0)), "embed_dim=10"),
+    (lambda: TransformerLM(11, 7, D, N, 0, rngs=nnx.Rngs(0)), "num_layers must be at least 1, got 0"),
+    (lambda: MultiHeadAttention(D, N, num_kv_heads=0, rngs=nnx.Rngs(0)), "num_kv_heads=0"),
+    (lambda: MultiHeadAttention(D, N, attention_fn=_same_size_only, rngs=nnx.Rngs(0))(X, return_weights=True), "return_weights=True"),
     (lambda: MultiHeadAttention(D, N, rngs=nnx.Rngs(0))(X[..., :5]), "kernel"),
 ])  # fmt: skip
 def test_refusals(build, message):

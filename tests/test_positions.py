@@ -105,6 +105,8 @@ def test_yarn_scaling(dim, base, original, factor):
         ramp = min(max((i - low) / ((high - low) or 0.001), 0), 1)
         frequency = base ** (-2 * i / dim)
         np.testing.assert_allclose(ours[i], frequency * (1 - ramp) + frequency / factor * ramp, rtol=1e-5)
+    scale = jax.jit(lambda frequencies: aj.yarn_scaling(frequencies, factor=factor, original_length=original))
+    np.testing.assert_allclose(scale(aj.rotary_frequencies(dim, base=base)), ours, rtol=1e-6)
     assert aj.yarn_amplitude(16.0) == pytest.approx(0.1 * math.log(16) + 1)
 
 

@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 
 from attention_jax.modules import TransformerBlock, TransformerLM
-from configs.schema import Optimizer
+from configs.schema import Model, Optimizer
 from train.optimizer import build_optimizer, learning_rate
+from train.run_directory import build_model
 from train.step import create_state, eval_step, next_token_loss, train_step
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (4, 9)).astype(np.int32)
@@ -84,6 +85,11 @@ def test_dropout_is_a_function_of_seed_and_step():
 
     assert losses(0) == losses(0)
     assert len(set(losses(0) + losses(1))) == 6
+
+
+def test_the_configured_model_drops_out():
+    model = build_model(Model(num_layers=1, num_heads=2, embed_dim=16, dropout_rate=0.5), 11, jax.random.key(0))
+    assert loss_of(model, TOKENS) != loss_of(model, TOKENS, nnx.Rngs(dropout=0))
 
 
 def test_only_matrices_decay():

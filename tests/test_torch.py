@@ -233,6 +233,42 @@ def test_refusals_change_nothing(change, message):
     assert (attention.query.kernel[...] == before[0]).all() and (attention.out.kernel[...] == before[1]).all()
 
 
+def test_weights_are_copies_in_whatever_dtype():
+    theirs = torch.nn.MultiheadAttention(D, N, batch_first=True)
+    ours = from_torch(MultiHeadAttention(D, N, fused=True, rngs=nnx.Rngs(0)), dict(theirs.named_parameters()))
+    before = np.asarray(ours(X))
+    with torch.no_grad():
+        theirs.out_proj.bias.add_(1.0)
+    np.testing.assert_array_equal(before, ours(X))
+    low = from_torch(MultiHeadAttention(D, N, rngs=nnx.Rngs(0)), theirs.to(torch.bfloat16).state_dict())
+    np.testing.assert_allclose(low(X), before + 1, atol=0.1)
+
+
+@pytest.mark.parametrize("given", ["W_q", "W_k", "W_v"])
+def test_one_bias_of_three_finds_its_place(given):
+    random = np.random.default_rng(0)
+    state_dict = {f"{name}.weight": random.normal(size=(D, D)) for name in ("W_q", "W_k", "W_v", "W_o")}
+    state_dict[f"{given}.bias"] = random.normal(size=D)
+    fused, separate = (
+        from_torch(MultiHeadAttention(D, N, fused=fused, rngs=nnx.Rngs(0)), state_dict) for fused in (True, False)
+    )
+    np.testing.assert_allclose(fused(X), separate(X), atol=1e-5)
+    assert np.abs(fused.qkv.bias[...]).max() > 0.1
+
+
+def test_norms_of_queries_and_keys_have_names():
+    attention = MultiHeadAttention(D, N, qk_norm=True, use_bias=False, rngs=nnx.Rngs(0))
+    attention.query_norm.scale[...] = jnp.arange(1.0, 1 + D // N)
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    state_dict = {f"{name}.weight": np.zeros((D, D), np.float32) for name in names}
+    with pytest.raises(ValueError, match="no place for the module's query_norm"):
+        to_torch(attention, state_dict)
+    state_dict |= {f"{name}.weight": np.zeros(D // N, np.float32) for name in ("q_norm", "k_norm")}
+    filled = to_torch(attention, state_dict)
+    other = from_torch(MultiHeadAttention(D, N, qk_norm=True, use_bias=False, rngs=nnx.Rngs(1)), filled)
+    np.testing.assert_array_equal(other(X), attention(X))
+
+
 def test_refusals_of_other_kinds():
     with pytest.raises(ValueError, match="use_bias=True"):
         from_torch(MultiHeadAttention(D, N, use_bias=False, rngs=nnx.Rngs(0)), GOOD)

@@ -77,8 +77,16 @@ def test_a_run_leaves_what_it_says(capsys):
     one, again, other = (write(Sample(directory, prompt="def", length=60, seed=seed)) for seed in (1, 1, 2))
     assert one == again != other and one.startswith("def") and len(one) == 63
 
-    with pytest.raises(InputError, match="--prompt is empty"):
-        write(Sample(directory, prompt=""))
+    for wrong, message in (
+        ({"prompt": ""}, "--prompt is empty"),
+        ({"seed": 2**64}, "--seed"),
+        ({"length": -1}, "--length"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write(Sample(directory, **wrong))
+    CharTokenizer.of("another vocabulary").save(directory / "tokenizer.json")
+    with pytest.raises(InputError, match=r"which wants tokens.embedding \(14, 16\), saved is"):
+        write(Sample(directory))
 
     # a second run of the name keeps the first
     main(["text", *TINY.split(), "--name", "one", "--quiet"])

@@ -60,7 +60,7 @@ def load(directory: Path) -> tuple[schema.Config, CharTokenizer, TransformerLM]:
     except OSError as error:
         known = ", ".join(sorted(str(path.parent) for path in RUNS.glob("*/config.toml"))) or "none yet"
         raise InputError(f"{directory}: no training run is here; runs: {known}") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{directory}: {error}") from error
     graphdef, params = nnx.split(build_model(config.model, len(tokenizer), jax.random.key(0)), nnx.Param)
     return config, tokenizer, nnx.merge(graphdef, checkpoint.load(directory / "checkpoints", nnx.to_pure_dict(params)))

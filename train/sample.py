@@ -37,6 +37,10 @@ def write(options: Sample) -> str:
     from attention_jax.generate import generate
     from train import run_directory
 
+    if not 0 <= options.seed < 2**32:
+        raise InputError(f"--seed must be at least 0 and below 2**32, got {options.seed}")
+    if options.length < 0:
+        raise InputError(f"--length must be at least 0, got {options.length}")
     _, tokenizer, model = run_directory.load(options.run)
     if not options.prompt:
         raise InputError("--prompt is empty: give at least one character, such as --prompt ' '")

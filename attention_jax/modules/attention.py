@@ -112,7 +112,8 @@ class MultiHeadAttention(nnx.Module):
       rotary: turns queries and keys by their positions, called with `[*B, T, N, H]` and positions `[T]` or `[*B, T]`;
         e.g. `partial(rotary_embedding, frequencies=rotary_frequencies(H))`.
       qk_norm: normalise each query and key to unit root mean square, with a learned scale (arXiv:2302.05442).
-      attention_fn: called with `query, key, value, mask=`, and `dropout_rate=, dropout_rng=` when they act.
+      attention_fn: called with `query, key, value, mask=`, and `dropout_rate=, dropout_rng=` when they act; for
+        `return_weights` it has to take values of any head dim.
       rngs: initialises the parameters.
 
     Raises:
@@ -217,7 +218,13 @@ def _recover_weights(attention_fn, query, key, mask) -> jax.Array:
     S, K = key.shape[-3:-1]
     identity = jnp.broadcast_to(jnp.eye(S, dtype=key.dtype)[:, None, :], (S, K, S))
     identity = jnp.broadcast_to(identity.reshape((1,) * (key.ndim - 3) + (S, K, S)), (*key.shape[:-1], S))
-    return jnp.swapaxes(attention_fn(query, key, identity, mask=mask), -3, -2)
+    try:
+        return jnp.swapaxes(attention_fn(query, key, identity, mask=mask), -3, -2)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"return_weights=True asks attention_fn to attend to values {identity.shape}, the identity, which it "
+            f"refused ({error}): use one that takes any value head dim, such as multi_head_attention"
+        ) from error
 
 
 def _dropout_arguments(rate: float, rngs: nnx.Rngs | None) -> dict:

@@ -56,7 +56,7 @@ class FeedForward(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        hidden_dim = hidden_dim or 4 * embed_dim
+        hidden_dim = 4 * embed_dim if hidden_dim is None else hidden_dim
         self.up = Linear(embed_dim, hidden_dim, use_bias=use_bias, rngs=rngs)
         self.down = Linear(hidden_dim, embed_dim, use_bias=use_bias, rngs=rngs)
         self.activation = activation
@@ -90,7 +90,7 @@ class SwiGLU(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        hidden_dim = hidden_dim or 8 * embed_dim // 3
+        hidden_dim = 8 * embed_dim // 3 if hidden_dim is None else hidden_dim
         self.gate = Linear(embed_dim, hidden_dim, use_bias=use_bias, rngs=rngs)
         self.up = Linear(embed_dim, hidden_dim, use_bias=use_bias, rngs=rngs)
         self.down = Linear(hidden_dim, embed_dim, use_bias=use_bias, rngs=rngs)

@@ -29,6 +29,8 @@ _NAMES = {
     "out": r"w_?o|w_?out|out|out_proj|o_proj|to_out|c_proj|proj",
     "gate": r"gate|gate_proj|w1",
     "up": rf"linear1|fc1|c_fc|up|up_proj|w3|{_MLP}\.0",
+    "query_norm": r"(q|query)_?(layer)?norm",
+    "key_norm": r"(k|key)_?(layer)?norm",
     "norm1": r"(layer_?)?norm_?1|ln_?1|(attn|attention|input)_?(layer)?norm",
     "norm2": r"(layer_?)?norm_?2|ln_?2|(mlp|ffn?|post_attention)_?(layer)?norm",
 }
@@ -61,7 +63,7 @@ def from_torch(module, state_dict: Mapping):
     """
     theirs: _Layers = {}
     for name, (layer, kind) in _match(state_dict).items():
-        theirs.setdefault(layer, {})[kind] = np.asarray(state_dict[name])
+        theirs.setdefault(layer, {})[kind] = _to_numpy(state_dict[name])
     theirs = _regroup(theirs, _ours(module))
     updates = []
     for layer, params in _ours(module).items():
@@ -83,7 +85,7 @@ def from_torch(module, state_dict: Mapping):
     if theirs:
         raise ValueError(f"the module has no place for the state dict's {', '.join(theirs)}")
     for param, array in updates:
-        param[...] = jnp.asarray(array, param.dtype)
+        param[...] = jnp.array(array, param.dtype)  # a copy, which does not change with its source
     return module
 
 
@@ -166,16 +168,18 @@ def _ours(module) -> dict[str, dict[str, nnx.Param]]:
 
 
 def _attention_layers(attention) -> dict[str, nnx.Module]:
-    names = ("query", "key", "value", "qkv", "out")
-    return {name: getattr(attention, name) for name in names if hasattr(attention, name)}
+    names = ("query", "key", "value", "qkv", "out", "query_norm", "key_norm")
+    return {name: getattr(attention, name) for name in names if getattr(attention, name, None) is not None}
 
 
 def _regroup(layers: _Layers, wanted: Mapping) -> _Layers:
     """`layers` with the query, key and value of `[out, in]` kernels fused, or taken apart, as `wanted` has them."""
     layers, parts = dict(layers), ("query", "key", "value")
     if "qkv" in wanted and all(part in layers for part in parts):
-        separate = [layers.pop(part) for part in parts]
-        layers["qkv"] = {kind: np.concatenate([part[kind] for part in separate]) for kind in separate[0]}
+        separate = [dict(layers.pop(part)) for part in parts]
+        for part in separate:
+            part.setdefault("bias", np.zeros(len(part["weight"]), np.float32))
+        layers["qkv"] = {kind: np.concatenate([part[kind] for part in separate]) for kind in ("weight", "bias")}
     elif "qkv" in layers and all(part in wanted for part in parts):
         fused = layers.pop("qkv")
         D = fused["weight"].shape[1]
@@ -186,7 +190,14 @@ def _regroup(layers: _Layers, wanted: Mapping) -> _Layers:
 
 
 def _is_kernel(layer: str, kind: str) -> bool:
-    return kind == "weight" and not layer.startswith("norm")
+    return kind == "weight" and "norm" not in layer
+
+
+def _to_numpy(array) -> np.ndarray:
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        array = array.float() if "bfloat16" in str(array.dtype) else array
+    return np.asarray(array)
 
 
 def _torch_layout(layer: str, kind: str, param) -> np.ndarray:

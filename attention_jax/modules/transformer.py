@@ -51,7 +51,7 @@ class TransformerBlock(nnx.Module):
         self.feed_forward = feed_forward(embed_dim, dropout_rate=dropout_rate, rngs=rngs)
 
     def __call__(self, x, *, mask=None, rngs: nnx.Rngs | None = None, return_weights: bool = False):
-        """`[*B, T, D]` -> `[*B, T, D]`; the arguments are those of `MultiHeadAttention`."""
+        """`[*B, T, D]` -> `[*B, T, D]`; `mask`, `rngs` and `return_weights` as in `MultiHeadAttention`."""
         attended = self.attention(self.norm1(x), mask=mask, rngs=rngs, return_weights=return_weights)
         attended, weights = attended if return_weights else (attended, None)
         x = x + attended
@@ -100,6 +100,8 @@ class TransformerLM(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         self.tokens = nnx.Embed(vocab_size, embed_dim, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
         self.positions = None if positions is None else positions(context_length, embed_dim, rngs=rngs)
         blocks = [block(embed_dim, num_heads, norm=norm, rngs=rngs) for _ in range(num_layers)]
@@ -124,7 +126,7 @@ class TransformerLM(nnx.Module):
           ValueError: more tokens than a learned position embedding has positions.
         """
         mask = causal() if mask is None else causal() & as_mask(mask)
-        x = self.tokens(tokens)
+        x = jnp.take(self.tokens.embedding[...], tokens, axis=0)  # in the table's dtype, which nnx.Embed would change
         if self.positions is not None:
             x = x + jnp.broadcast_to(self.positions(tokens.shape[-1]), x.shape).astype(x.dtype)
 
