@@ -137,8 +137,8 @@ def test_qk_norm_bounds_the_logits():
     np.testing.assert_allclose(
         attention(X, return_weights=True)[1], attention(100 * X, return_weights=True)[1], atol=1e-3
     )
-    for norm in (attention.query_norm, attention.key_norm):
-        random_biases(norm)
+    attention.query_norm.scale[...] = jnp.arange(1.0, 7.0)
+    attention.key_norm.scale[...] = jnp.arange(3.0, 0.0, -0.5)
     query, key = (
         np.asarray(layer(X), np.float64).reshape(3, 7, N, D // N) for layer in (attention.query, attention.key)
     )
