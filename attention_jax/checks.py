@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from attention_jax.mask_tree import as_mask
+from attention_jax.mask_tree import Mask, as_mask
 
 ONE_HEAD = "query [T, H], key [S, H], value [S, Hv]"
 MANY_HEADS = "query [*B, T, N, H], key [*B, S, K, H], value [*B, S, K, Hv]"
@@ -53,6 +53,11 @@ def check_mask(mask, shape: tuple[int, ...]) -> jax.Array | None:
     if mask is None:
         return None
     return _broadcast("mask", as_mask(mask).to_array(*shape[-2:]), shape)
+
+
+def check_mask_shape(mask: Mask, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` if the mask is not one for `shape`, `[*B, N, T, S]`; without making its array."""
+    jax.eval_shape(lambda mask: check_mask(mask, shape), mask)
 
 
 def check_bias(bias, shape: tuple[int, ...]) -> jax.Array | None:

@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from attention_jax.axes import by_group
 from attention_jax.checks import (
     check_bias,
     check_dropout,
@@ -24,6 +25,7 @@ from attention_jax.checks import (
 from attention_jax.dropout import keep_positions
 from attention_jax.mask_tree import static_int
 from attention_jax.masks import causal
+from attention_jax.scores import check_score
 
 
 def attention_weights(query, key, *, mask=None, bias=None, scale=None, precision=None) -> jax.Array:
@@ -53,7 +55,7 @@ def attention_weights(query, key, *, mask=None, bias=None, scale=None, precision
     shape = len(query), len(key)
     visible, bias = check_mask(mask, shape), check_bias(bias, shape)
     scale = check_scale(scale, query.shape[-1])
-    weights, poisoned = _weights(query, key, visible, bias, scale=scale, precision=precision)
+    weights, _, _, poisoned = _weights(query, key, visible, bias, scale=scale, precision=precision)
     return jnp.where(poisoned, jnp.nan, weights).astype(query.dtype)
 
 
@@ -95,7 +97,7 @@ def scaled_dot_product_attention(
     return _one_head(
         query, key, value, check_mask(mask, shape), check_bias(bias, shape), dropout_rng,
         scale=check_scale(scale, query.shape[-1]), rate=rate, precision=precision,
-    )  # fmt: skip
+    )[0]  # fmt: skip
 
 
 def causal_attention(query, key, value, *, offset=None, **options) -> jax.Array:
@@ -119,9 +121,7 @@ def causal_attention(query, key, value, *, offset=None, **options) -> jax.Array:
     return scaled_dot_product_attention(query, key, value, mask=causal(offset=offset), **options)
 
 
-def multi_head_attention(
-    query, key, value, *, mask=None, bias=None, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None
-) -> jax.Array:
+def multi_head_attention(query, key, value, **options) -> jax.Array:
     """`scaled_dot_product_attention` for every head, and for every batch element if there are any.
 
     With fewer key/value heads than query heads (K < N), each serves N/K neighbouring query heads: grouped-query
@@ -131,12 +131,14 @@ def multi_head_attention(
       query: `[*B, T, N, H]`, floating point; `*B` is any number of batch dimensions.
       key: `[*B, S, K, H]`, same dtype, N a multiple of K.
       value: `[*B, S, K, Hv]`, same dtype.
-      mask: `Mask`, or bool `[T, S]` or `[*B, N or 1, T, S]`, True = may attend.
-      bias: floating `[T, S]` or `[*B, N or 1, T, S]`, added to the scaled logits.
-      scale: factor on query . key. Default: 1/sqrt(H).
-      dropout_rate: probability, in [0, 1), that a weight is dropped, independently in each head and batch element.
-      dropout_rng: random key, wanted when `dropout_rate` is not 0.
-      precision: of the matrix products, as in `jax.numpy.matmul`.
+      **options:
+        mask: `Mask`, or bool `[T, S]` or `[*B, N or 1, T, S]`, True = may attend.
+        bias: floating `[T, S]` or `[*B, N or 1, T, S]`, added to the scaled logits; -inf hides a key.
+        score: a change to the logits, after the bias: see `attention_jax.scores`.
+        scale: factor on query . key. Default: 1/sqrt(H).
+        dropout_rate: probability, in [0, 1), that a weight is dropped, independently in each head and batch element.
+        dropout_rng: random key, wanted when `dropout_rate` is not 0.
+        precision: of the matrix products, as in `jax.numpy.matmul`.
 
     Returns:
       `[*B, T, N, Hv]` in the dtype of `query`.
@@ -149,26 +151,43 @@ def multi_head_attention(
     >>> multi_head_attention(query, key, value).shape
     (5, 7, 4, 3)
     """
+    return multi_head_attention_and_lse(query, key, value, **options)[0]
+
+
+def multi_head_attention_and_lse(
+    query, key, value, *, mask=None, bias=None, score=None, scale=None, dropout_rate=0.0, dropout_rng=None,
+    precision=None,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """`multi_head_attention`, and the log-sum-exp of each query's logits, `[*B, N, T]` in float32 or better."""
     query, key, value = check_many_heads(query, key, value)
     *batch, T, N, H = query.shape
     S, K = key.shape[-3:-1]
+    shape = (*batch, N, T, S)
+    score = check_score(score, shape)
+    arrays, tree = jax.tree.flatten(score)
     rate = check_dropout(dropout_rate, dropout_rng)
-    one_head = partial(_one_head, scale=check_scale(scale, H), rate=rate, precision=precision)
+    options = {"scale": check_scale(scale, H), "rate": rate, "precision": precision}
 
-    query = query.reshape(*batch, T, K, N // K, H)
-    visible, visible_axes = _by_group(check_mask(mask, (*batch, N, T, S)), len(batch), K, N)
-    bias, bias_axes = _by_group(check_bias(bias, (*batch, N, T, S)), len(batch), K, N)
-    rngs = jax.random.split(dropout_rng, (*batch, K, N // K)) if rate else None
+    def one_head(query, key, value, visible, bias, rng, head, *arrays):
+        change = partial(_change, jax.tree.unflatten(tree, arrays), head)
+        return _one_head(query, key, value, visible, bias, rng, change, **options)
 
-    def over(attend, query_axis, key_axis):
-        axes = query_axis, key_axis, key_axis, visible_axes.pop(), bias_axes.pop(), 0
-        return jax.vmap(attend, axes, query_axis)
+    rngs = jax.random.split(dropout_rng, (*batch, N)) if rate else None
+    letters = ["*nts", "*nts", "*n", "n", *([] if score is None else score.axes())]
+    shared = [check_mask(mask, shape), check_bias(bias, shape), rngs, jnp.arange(N), *arrays]
+    arranged = [by_group(array, names, len(batch), K, N) for array, names in zip(shared, letters, strict=True)]
+    shared, axes = zip(*arranged, strict=True)
 
-    attend = over(over(one_head, 1, None), 1, 1)  # a group of query heads shares its key and value
-    for _ in batch:
-        attend = over(attend, 0, 0)
-    output = attend(query, key, value, visible, bias, rngs)
-    return output.reshape(*batch, T, N, value.shape[-1])
+    def over(attend, level, query_axis, key_axis):
+        return jax.vmap(
+            attend, (query_axis, key_axis, key_axis, *(levels[level] for levels in axes)), out_axes=(query_axis, 0)
+        )
+
+    attend = over(over(one_head, -1, 1, None), -2, 1, 1)  # a group of query heads shares its key and value
+    for level in reversed(range(len(batch))):
+        attend = over(attend, level, 0, 0)
+    output, lse = attend(query.reshape(*batch, T, K, N // K, H), key, value, *shared)
+    return output.reshape(*batch, T, N, value.shape[-1]), lse.reshape(*batch, N, T)
 
 
 def split_heads(x, num_heads: int) -> jax.Array:
@@ -194,58 +213,55 @@ def merge_heads(x) -> jax.Array:
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def _by_group(scores, batch_dims, K, N):
-    """`scores`, `[*B, N, T, S]` with any axis possibly 1, without those of *B and N; and what `vmap` over *B, K and G
-    maps of it."""
-    if scores is None:
-        return None, [None] * (batch_dims + 2)
-    *batch, heads, T, S = scores.shape
-    sizes = [*batch, *((K, N // K) if heads == N else (1, 1))]
-    return scores.reshape(*(size for size in sizes if size != 1), T, S), [None if size == 1 else 0 for size in sizes]
+def _change(score, head, logits):
+    if score is None:
+        return logits
+    T, S = logits.shape
+    return score.apply(logits, head, jnp.arange(T), jnp.arange(S))
 
 
-def _one_head(query, key, value, visible, bias, rng, *, scale, rate, precision):
+def _one_head(query, key, value, visible, bias, rng, change=lambda logits: logits, *, scale, rate, precision):
     (T, _), (S, Hv) = query.shape, value.shape
-    weights, poisoned = _weights(query, key, visible, bias, scale=scale, precision=precision)
+    weights, lse, visible, poisoned = _weights(query, key, visible, bias, change, scale=scale, precision=precision)
     if rate:
         keep = keep_positions(rng, rate, jnp.arange(T), jnp.arange(S))
         weights = jnp.where(keep, weights / (1 - rate), 0)
     value, finite = _finite_rows(value.astype(weights.dtype))
     output = jnp.matmul(weights, value, precision=precision)
-    poisoned |= jnp.any(_visible(visible, bias) & ~finite, axis=-1, keepdims=True)
+    poisoned |= jnp.any(visible & ~finite, axis=-1, keepdims=True)
     output = jnp.where(jnp.broadcast_to(poisoned, (T, Hv)), jnp.nan, output)
     chex.assert_shape(output, (T, Hv))
-    return output.astype(query.dtype)
+    return output.astype(query.dtype), lse
 
 
-def _weights(query, key, visible, bias, *, scale, precision):
-    """Weights `[T, S]`, all finite, and `[T, 1]`: which rows saw something that is not, and have no right answer."""
-    dtype, visible = jnp.promote_types(query.dtype, jnp.float32), _visible(visible, bias)
+def _weights(query, key, visible, bias, change=lambda logits: logits, *, scale, precision):
+    """Weights `[T, S]`, all finite; log-sum-exp `[T]`; what is visible after all; and `[T, 1]`, which rows saw what is
+    not finite, and so have no right answer."""
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
     query, query_finite = _finite_rows(query.astype(dtype))
     key, key_finite = _finite_rows(key.astype(dtype))
     products = jnp.einsum("th,sh->ts", query, key, precision=precision)
-    logits = scale * jnp.where(visible, products, 0)
-    if bias is not None:
-        logits = logits + jnp.where(visible, bias.astype(dtype), 0)
-    finite = query_finite.T & key_finite & jnp.isfinite(logits)
-    poisoned = jnp.any(visible & ~finite, axis=-1, keepdims=True)
-    weights = _softmax(jnp.where(visible & finite, logits, -jnp.inf))
+    visible = jnp.broadcast_to(True if visible is None else visible, products.shape)
+    finite = query_finite.T & key_finite & jnp.isfinite(products)
+    logits = scale * jnp.where(visible & finite, products, 0)
+    logits = change(logits if bias is None else logits + jnp.where(visible, bias.astype(dtype), 0))
+    visible &= logits != -jnp.inf  # a bias of -inf hides as a mask does
+    poisoned = jnp.any(visible & ~(finite & jnp.isfinite(logits)), axis=-1, keepdims=True)
+    weights, lse = _softmax(jnp.where(visible & finite & jnp.isfinite(logits), logits, -jnp.inf))
     chex.assert_shape(weights, (query.shape[0], key.shape[0]))
-    return weights, poisoned
-
-
-def _visible(visible, bias):
-    """Bool, broadcasting to `[T, S]`: a bias of -inf hides as a mask does."""
-    visible = jnp.ones((1, 1), bool) if visible is None else visible
-    return visible if bias is None else visible & (bias > -jnp.inf)
+    return weights, jnp.where(poisoned[:, 0], jnp.nan, lse), visible, poisoned
 
 
 def _softmax(logits):
-    """Softmax over the last axis, in which -inf gives 0, and so does a row of nothing else; both pass no gradient."""
+    """Softmax and log-sum-exp over the last axis. An entry of -inf has weight 0 and passes no gradient; a row of
+    nothing else has log-sum-exp -inf."""
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf))
-    exponential = jnp.exp(logits - jnp.where(peak == -jnp.inf, 0, peak))
-    total = jnp.sum(exponential, axis=-1, keepdims=True)
-    return jnp.where(logits == -jnp.inf, 0, exponential / jnp.where(total == 0, 1, total))
+    nothing = peak == -jnp.inf
+    peak = jnp.where(nothing, 0, peak)
+    exponential = jnp.exp(logits - peak)
+    total = jnp.where(nothing, 1, jnp.sum(exponential, axis=-1, keepdims=True))
+    lse = jnp.where(nothing, -jnp.inf, peak + jnp.log(total))
+    return jnp.where(logits == -jnp.inf, 0, exponential / total), lse[:, 0]
 
 
 def _finite_rows(x):

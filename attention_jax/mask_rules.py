@@ -26,7 +26,7 @@ class Causal(Mask):
         return columns[0] - (self.offset or 0), T - 1
 
     def check(self, T, S):
-        _check_offset(repr(self), self.offset, T, S)
+        check_offset(repr(self), self.offset, T, S)
 
     def __repr__(self):
         return "causal()" if self.offset is None else f"causal(offset={self.offset})"
@@ -56,7 +56,7 @@ class Window(Mask):
         return columns[0] - offset - self.right, columns[1] - offset + self.left
 
     def check(self, T, S):
-        _check_offset(repr(self), self.offset, T, S)
+        check_offset(repr(self), self.offset, T, S)
 
     def __repr__(self):
         offset = "" if self.offset is None else f", offset={self.offset}"
@@ -131,18 +131,22 @@ class KeyLengths(Mask):
 @node
 class Function(Mask):
     fn: Callable = static()
+    captured: tuple[jax.Array, ...] = ()  # arrays that `fn` is called with first
 
     def at(self, rows, columns):
-        seen = jnp.asarray(self.fn(rows[:, None], columns[None, :]))
+        seen = jnp.asarray(self.fn(*self.captured, rows[:, None], columns[None, :]))
         if seen.dtype != jnp.bool_:
             raise TypeError(f"{self!r} must return bool, True = may attend, got {seen.dtype}")
         return jnp.broadcast_to(seen, (len(rows), len(columns)))
+
+    def axes(self):
+        return ["." * array.ndim for array in self.captured]
 
     def __repr__(self):
         return f"mask_from_function({getattr(self.fn, '__name__', repr(self.fn))})"
 
 
-def _check_offset(name: str, offset: int | None, T: int, S: int) -> None:
+def check_offset(name: str, offset: int | None, T: int, S: int) -> None:
     if offset is None and T != S:
         raise ValueError(
             f"{name} compares positions, and {T} queries against {S} keys can be aligned in two ways: pass offset=0 "

@@ -35,7 +35,7 @@ class Mask:
 
     def axes(self) -> list[str]:
         """What the axes of each of the mask's arrays are, in the order of its leaves: `*` any batch dimensions, `n`
-        heads, `t` queries, `s` keys, each possibly of size 1."""
+        heads, `t` queries, `s` keys, each possibly of size 1; `.` an axis that every block needs whole."""
         return []
 
     def some_every(self, rows: Span, columns: Span) -> tuple[Truth, Truth]:

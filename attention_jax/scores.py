@@ -1,0 +1,276 @@
+"""What is done to a logit before the softmax: a score is a function of the logit and of where it stands.
+
+    >>> from attention_jax import alibi_slopes, attention, causal
+    >>> query = key = value = jnp.ones((7, 4, 8))
+    >>> attention(query, key, value, mask=causal(), score=soft_cap(30.0) >> alibi(alibi_slopes(4))).shape
+    (7, 4, 8)
+
+`one >> other` applies `one` first. A score may also be any function `(logit, head, t, s) -> logit`. Gradients flow to
+the arrays a score holds, and to those a function has captured.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from attention_jax.checks import check_bias
+from attention_jax.mask_rules import check_offset
+from attention_jax.mask_tree import static_int
+
+
+class Score:
+    """A change to the logits; `one >> other` applies `one` first."""
+
+    def apply(self, logits: jax.Array, head: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+        """The changed logits of one head's block, `[len(rows), len(columns)]` as they came.
+
+        The score's own arrays hold just this head, these query positions and these key positions.
+        """
+        raise NotImplementedError
+
+    def axes(self) -> list[str]:
+        """What the axes of each of the score's arrays are, as for a mask; `.` is one that every block needs whole."""
+        return []
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise `ValueError` if this score is not one for logits of `shape`, `[*B, N, T, S]`."""
+
+    def __rshift__(self, other) -> "Score":
+        return Then(self, as_score(other))
+
+    def __rrshift__(self, other) -> "Score":
+        return Then(as_score(other), self)
+
+
+def check_score(score, shape: tuple[int, ...]) -> Score | None:
+    """A score (or function, or None) as a `Score` for logits of `shape`, `[*B, N, T, S]`."""
+    if score is None:
+        return None
+    score = as_score(score)
+    score.check(shape)
+    return score
+
+
+def bias(array) -> Score:
+    """An array added to the logits.
+
+    Args:
+      array: floating `[T, S]` or `[*B, N or 1, T, S]`; T and S may be 1 to broadcast; -inf hides a key.
+
+    >>> from attention_jax import attention
+    >>> x = jnp.ones((3, 2, 4))
+    >>> attention(x, x, x, score=bias(jnp.zeros((3, 3)))).shape
+    (3, 2, 4)
+    """
+    return Bias(jnp.asarray(array))
+
+
+def alibi(slopes, *, offset: int | None = None) -> Score:
+    """A penalty for distance, -slope * |t + offset - s| (Press et al. 2021, arXiv:2108.12409).
+
+    Args:
+      slopes: `[N]`, as `attention_jax.alibi_slopes` gives them, or learned.
+      offset: as in `causal`: query t stands at key position t + offset.
+    """
+    return Alibi(jnp.asarray(slopes), _offset("alibi(offset=)", offset))
+
+
+def relative_bias(table, *, bidirectional: bool = False, max_distance: int = 128, offset: int | None = None) -> Score:
+    """A learned bias for each bucket of distances (T5; Raffel et al. 2019, arXiv:1910.10683, section 2.1).
+
+    Args:
+      table: `[buckets, N]`, a parameter.
+      bidirectional: whether later keys have buckets of their own, half of them; else they share that of distance 0.
+      max_distance: from where on all distances share the last bucket (static int).
+      offset: as in `causal`: query t stands at key position t + offset.
+    """
+    max_distance = static_int("relative_bias(max_distance=)", max_distance, minimum=2)
+    return RelativeBias(jnp.asarray(table), bidirectional, max_distance, _offset("relative_bias(offset=)", offset))
+
+
+def relative_bucket(distance, buckets: int, max_distance: int, *, bidirectional: bool) -> jax.Array:
+    """T5's bucket of each distance s - t: one for each small distance, then ever wider ones, growing by a ratio.
+
+    >>> relative_bucket(jnp.array([0, -1, -7, -20, -500, 3]), 32, 128, bidirectional=False).tolist()
+    [0, 1, 7, 17, 31, 0]
+    """
+    first = 0
+    if bidirectional:
+        buckets //= 2
+        first = jnp.where(distance > 0, buckets, 0)
+        distance = jnp.abs(distance)
+    else:
+        distance = jnp.maximum(-distance, 0)
+    exact = buckets // 2
+    ratio = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(max_distance / exact)
+    wide = exact + (ratio * (buckets - exact)).astype(distance.dtype)
+    return first + jnp.where(distance < exact, distance, jnp.minimum(wide, buckets - 1))
+
+
+def soft_cap(cap) -> Score:
+    """Logits bounded smoothly to -cap .. cap, as cap * tanh(logit / cap) (Gemma 2, arXiv:2408.00118).
+
+    Args:
+      cap: positive number, or scalar array.
+    """
+    return SoftCap(jnp.asarray(cap, float))
+
+
+def add_sinks(output, lse, sinks) -> tuple[jax.Array, jax.Array]:
+    """Attention with a learned sink in each head: a key of its own that takes weight and gives no value.
+
+    Attention sinks (arXiv:2309.17453) as gpt-oss has them: the softmax runs over the logits and one more.
+
+    Args:
+      output: `[*B, T, N, Hv]`, from `attention_and_lse`.
+      lse: `[*B, N, T]`, from `attention_and_lse`.
+      sinks: `[N]`, the sinks' logits.
+
+    Returns:
+      output and log-sum-exp with the sinks.
+
+    >>> from attention_jax import attention_and_lse
+    >>> x = jnp.zeros((3, 1, 2))
+    >>> output, lse = add_sinks(*attention_and_lse(x, x, x + 1), jnp.zeros(1))
+    >>> with jnp.printoptions(precision=2):  # three keys and the sink have a quarter of the weight each
+    ...     print(output[0, 0])
+    [0.75 0.75]
+    """
+    sinks = jnp.broadcast_to(sinks[:, None].astype(lse.dtype), lse.shape)
+    share = jnp.moveaxis(jax.nn.sigmoid(lse - sinks), -1, -2)[..., None]
+    return (output * share).astype(output.dtype), jnp.logaddexp(lse, sinks)
+
+
+def score_from_function(fn: Callable) -> Score:
+    """A score from `fn(logit, head, t, s)`, the new logits of one head's block.
+
+    Args:
+      fn: called with floating `[T, S]`, an integer, and integers `[T, 1]` and `[1, S]`, the positions; T and S are
+        those of a block. Arrays that it captures may be traced, and are given gradients.
+
+    >>> from attention_jax import attention
+    >>> x, slopes = jnp.ones((5, 2, 4)), jnp.array([0.5, 0.25])
+    >>> score = score_from_function(lambda logit, head, t, s: logit - slopes[head] * abs(t - s))
+    >>> attention(x, x, x, score=score).shape
+    (5, 2, 4)
+    """
+    return ScoreFunction(fn)
+
+
+def _offset(name, offset):
+    return offset if offset is None else static_int(name, offset)
+
+
+def as_score(score) -> Score:
+    """A `Score` as it is, or one made of a function."""
+    if isinstance(score, Score):
+        return score
+    if callable(score):
+        return ScoreFunction(score)
+    raise TypeError(
+        f"a score is made by attention_jax.scores, or is a function (logit, head, t, s) -> logit; got {score!r}. "
+        "An array to be added to the logits is score=bias(array)"
+    )
+
+
+def _node(cls):
+    return jax.tree_util.register_dataclass(dataclass(frozen=True, eq=False)(cls))
+
+
+@_node
+class Bias(Score):
+    array: jax.Array
+
+    def apply(self, logits, head, rows, columns):
+        return logits + self.array.astype(logits.dtype)
+
+    def axes(self):
+        return ["*nts" if self.array.ndim > 2 else "ts"]
+
+    def check(self, shape):
+        check_bias(self.array, shape)
+
+
+@_node
+class Alibi(Score):
+    slopes: jax.Array
+    offset: int | None = field(metadata={"static": True})
+
+    def apply(self, logits, head, rows, columns):
+        distance = jnp.abs(rows[:, None] + (self.offset or 0) - columns[None, :])
+        return logits - self.slopes.astype(logits.dtype) * distance.astype(logits.dtype)
+
+    def axes(self):
+        return ["n"]
+
+    def check(self, shape):
+        check_offset("alibi()", self.offset, *shape[-2:])
+        if self.slopes.shape != shape[-3:-2]:
+            raise ValueError(f"alibi() has slopes {self.slopes.shape}, expected one a head, {shape[-3:-2]}")
+
+
+@_node
+class RelativeBias(Score):
+    table: jax.Array
+    bidirectional: bool = field(metadata={"static": True})
+    max_distance: int = field(metadata={"static": True})
+    offset: int | None = field(metadata={"static": True})
+
+    def apply(self, logits, head, rows, columns):
+        distance = columns[None, :] - rows[:, None] - (self.offset or 0)
+        bucket = relative_bucket(distance, self.table.shape[0], self.max_distance, bidirectional=self.bidirectional)
+        return logits + self.table.astype(logits.dtype)[bucket]
+
+    def axes(self):
+        return [".n"]
+
+    def check(self, shape):
+        check_offset("relative_bias()", self.offset, *shape[-2:])
+        if self.table.ndim != 2 or self.table.shape[1] != shape[-3]:
+            raise ValueError(
+                f"relative_bias() has a table {self.table.shape}, expected [buckets, N] with N = {shape[-3]} heads"
+            )
+
+
+@_node
+class SoftCap(Score):
+    cap: jax.Array
+
+    def apply(self, logits, head, rows, columns):
+        cap = jnp.asarray(self.cap, logits.dtype)
+        return cap * jnp.tanh(logits / cap)
+
+    def axes(self):
+        return [""]
+
+
+@_node
+class ScoreFunction(Score):
+    fn: Callable = field(metadata={"static": True})
+    captured: tuple[jax.Array, ...] = ()  # arrays that `fn` is called with first
+
+    def apply(self, logits, head, rows, columns):
+        changed = self.fn(*self.captured, logits, head, rows[:, None], columns[None, :])
+        return jnp.broadcast_to(changed, logits.shape).astype(logits.dtype)
+
+    def axes(self):
+        return ["." * array.ndim for array in self.captured]
+
+
+@_node
+class Then(Score):
+    first: Score
+    second: Score
+
+    def apply(self, logits, head, rows, columns):
+        return self.second.apply(self.first.apply(logits, head, rows, columns), head, rows, columns)
+
+    def axes(self):
+        return self.first.axes() + self.second.axes()
+
+    def check(self, shape):
+        self.first.check(shape)
+        self.second.check(shape)
