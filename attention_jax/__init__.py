@@ -11,6 +11,9 @@ Every shape in this library is written with these letters:
 One head of one example is query [T, H], key [S, H], value [S, Hv]. Batching is `jax.vmap`.
 """
 
+from attention_jax.dispatch import attention as attention
+from attention_jax.dispatch import attention_and_lse as attention_and_lse
+from attention_jax.dispatch import explain as explain
 from attention_jax.dot_product import attention_weights as attention_weights
 from attention_jax.dot_product import causal_attention as causal_attention
 from attention_jax.dot_product import merge_heads as merge_heads
@@ -38,6 +41,13 @@ from attention_jax.positions import yarn_scaling as yarn_scaling
 from attention_jax.projections import project as project
 from attention_jax.projections import project_fused as project_fused
 from attention_jax.projections import project_separate as project_separate
+from attention_jax.scores import Score as Score
+from attention_jax.scores import add_sinks as add_sinks
+from attention_jax.scores import alibi as alibi
+from attention_jax.scores import bias as bias
+from attention_jax.scores import relative_bias as relative_bias
+from attention_jax.scores import score_from_function as score_from_function
+from attention_jax.scores import soft_cap as soft_cap
 
 
 def __getattr__(name: str):

@@ -23,10 +23,21 @@ def arrays():
     return suite.inputs(SHAPE)
 
 
-@partial(jax.jit, static_argnames="precision")
-def everything(query, key, value, cotangent, mask=None, bias=None, precision=None):
-    attend = partial(aj.multi_head_attention, mask=mask, bias=bias, precision=precision)
-    return suite.output_and_gradients(attend, query, key, value, cotangent)
+@pytest.fixture(params=suite.IMPLEMENTATIONS)
+def attention(request):
+    return suite.IMPLEMENTATIONS[request.param]
+
+
+@pytest.fixture
+def everything(attention):
+    """Output and gradients of an implementation."""
+
+    @jax.jit
+    def everything(query, key, value, cotangent, mask=None, bias=None):
+        attend = partial(attention, mask=mask, bias=bias)
+        return suite.output_and_gradients(attend, query, key, value, cotangent)
+
+    return everything
 
 
 def assert_same_bits(ours, theirs):
@@ -34,7 +45,7 @@ def assert_same_bits(ours, theirs):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
-def assert_right(arrays, visible=None, bias=None, mask=None):
+def assert_right(everything, arrays, visible=None, bias=None, mask=None):
     output, *gradients = everything(*arrays, mask=mask if mask is not None else visible, bias=bias)
     truths = [reference.attention(*arrays[:3], visible, bias), *reference.gradients(*arrays, visible, bias)]
     assert suite.error(output, truths[0]) <= suite.TOLERANCES["float32"]
@@ -43,8 +54,8 @@ def assert_right(arrays, visible=None, bias=None, mask=None):
     return output, gradients
 
 
-def test_a_row_that_sees_nothing_is_0_and_passes_no_gradient(arrays):
-    output, (d_query, _, _) = assert_right(arrays, ROWS_MASK)
+def test_a_row_that_sees_nothing_is_0_and_passes_no_gradient(everything, arrays):
+    output, (d_query, _, _) = assert_right(everything, arrays, ROWS_MASK)
     assert (output[:, 3] == 0).all() and (d_query[:, 3] == 0).all()
     nothing = everything(*arrays, mask=np.zeros((7, 9), bool))
     assert all((x == 0).all() for x in nothing)
@@ -53,22 +64,25 @@ def test_a_row_that_sees_nothing_is_0_and_passes_no_gradient(arrays):
     np.testing.assert_allclose(weights.sum(-1), ROWS_MASK[0, 0].any(-1), atol=1e-6)
 
 
-def test_left_padding_and_causal():
+def test_left_padding_and_causal(everything):
     arrays = suite.inputs((6, 6, 2, 2, 4, 4, (2,)))
     real = np.arange(6) >= np.array([[2], [0]])  # the first example has two padded positions
     output, _ = assert_right(
-        arrays, np.tril(np.ones((6, 6), bool)) & real[:, None, None, :], mask=aj.causal() & real[:, None, None, :]
+        everything,
+        arrays,
+        np.tril(np.ones((6, 6), bool)) & real[:, None, None, :],
+        mask=aj.causal() & real[:, None, None, :],
     )
     assert (output[0, :2] == 0).all() and (output[0, 2:] != 0).all()
 
 
-def test_bias_of_minus_infinity_hides(arrays):
+def test_bias_of_minus_infinity_hides(everything, arrays):
     bias = np.where(ROWS_MASK, 0.5, -np.inf).astype(np.float32)
-    output, _ = assert_right(arrays, bias=bias)
+    output, _ = assert_right(everything, arrays, bias=bias)
     assert (output[:, 3] == 0).all()
 
 
-def test_the_lowest_finite_bias_does_not_hide(arrays):
+def test_the_lowest_finite_bias_does_not_hide(everything, arrays):
     mask = np.zeros((7, 9), bool)
     mask[:, 4] = True
     bias = np.where(mask, np.finfo(np.float32).min, 0).astype(np.float32)
@@ -77,23 +91,23 @@ def test_the_lowest_finite_bias_does_not_hide(arrays):
 
 
 @pytest.mark.parametrize("T, S", [(7, 0), (0, 9), (0, 0)])
-def test_no_keys_or_no_queries(T, S):
+def test_no_keys_or_no_queries(everything, T, S):
     output, *gradients = everything(*suite.inputs((T, S, 4, 2, 8, 5, (2,))))
     assert output.shape == (2, T, 4, 5) and (output == 0).all()
     assert all((gradient == 0).all() for gradient in gradients)
     assert aj.attention_weights(jnp.ones((T, 8)), jnp.ones((S, 8))).shape == (T, S)
 
 
-def test_key_length_0(arrays):
+def test_key_length_0(everything, arrays):
     lengths = np.array([0, 9])
     output, gradients = assert_right(
-        arrays, (np.arange(9) < lengths[:, None])[:, None, None], mask=aj.key_lengths(lengths)
+        everything, arrays, (np.arange(9) < lengths[:, None])[:, None, None], mask=aj.key_lengths(lengths)
     )
     assert (output[0] == 0).all() and all((gradient[0] == 0).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("size", [1e4, 1e10, 1e30])
-def test_extreme_logits(size, arrays):
+def test_extreme_logits(everything, size, arrays):
     query, key, value, cotangent = arrays
     output, *gradients = everything(query * size**0.5, key * size**0.5, value, cotangent, mask=ROWS_MASK)
     truth = reference.attention(query * size**0.5, key * size**0.5, value, ROWS_MASK)
@@ -101,7 +115,7 @@ def test_extreme_logits(size, arrays):
     assert all(jnp.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_float16_logits_beyond_float16():
+def test_float16_logits_beyond_float16(everything):
     query, key, value, cotangent = suite.inputs(SHAPE, "float16")
     query, key = query * 400, key * 400
     output, *_ = everything(query, key, value, cotangent, mask=ROWS_MASK)
@@ -109,16 +123,16 @@ def test_float16_logits_beyond_float16():
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_logits_that_overflow_are_nan(sign, arrays):
+def test_logits_that_overflow_are_nan(attention, sign, arrays):
     query, key, value, _ = arrays
     query, key = jnp.full_like(query, 1e30 * sign), jnp.full_like(key, 1e30)
-    assert jnp.isnan(aj.multi_head_attention(query, key, value)).all()
+    assert jnp.isnan(attention(query, key, value)).all()
 
 
-def test_float64_throughout():
+def test_float64_throughout(attention):
     with x64_if(True):
         query, key, value, _ = suite.inputs(SHAPE, "float64")
-        output = attend(query, key, value, mask=ROWS_MASK)
+        output = attention(query, key, value, mask=ROWS_MASK)
         assert output.dtype == jnp.float64
         assert suite.error(output, reference.attention(query, key, value, ROWS_MASK)) < 1e-14
         weights = aj.attention_weights(query[0, :, 0], key[0, :, 0])
@@ -127,7 +141,7 @@ def test_float64_throughout():
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", ["key", "value", "both"])
-def test_what_no_row_sees_changes_no_bit(poison, which, arrays):
+def test_what_no_row_sees_changes_no_bit(everything, poison, which, arrays):
     query, key, value, cotangent = arrays
     mask = ROWS_MASK.copy()
     mask[..., 5] = False
@@ -141,7 +155,7 @@ def test_what_no_row_sees_changes_no_bit(poison, which, arrays):
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_poison_reaches_only_rows_that_see_it(poison, which):
+def test_poison_reaches_only_rows_that_see_it(everything, poison, which):
     """The key or value at position 4 under a causal mask: rows 0 to 3 keep output and gradient bit for bit."""
     *inputs, cotangent = suite.inputs((7, 7, 4, 2, 8, 5, (2,)))
     clean, d_query, *_ = everything(*inputs, cotangent, mask=aj.causal())
@@ -154,14 +168,14 @@ def test_poison_reaches_only_rows_that_see_it(poison, which):
         assert jnp.isfinite(output[:, :, :2]).all()
 
 
-def test_a_poisoned_query_that_sees_nothing_changes_no_bit(arrays):
+def test_a_poisoned_query_that_sees_nothing_changes_no_bit(everything, arrays):
     query, *rest = arrays
     clean = everything(query, *rest, mask=ROWS_MASK)
     assert_same_bits(everything(query.at[:, 3].set(np.nan), *rest, mask=ROWS_MASK), clean)
 
 
 @pytest.mark.parametrize("poison", [np.nan, 3e38])
-def test_what_a_mask_hides_reaches_no_gradient(poison):
+def test_what_a_mask_hides_reaches_no_gradient(attention, poison):
     """Nor that of the scale; and 3e38, finite itself, overflows in any product. A bias of -inf hides as a mask does."""
     query, key, value, _ = suite.inputs((7, 9, 2, 2, 8, 2, ()))
     mask = np.ones((7, 9), bool)
@@ -170,7 +184,7 @@ def test_what_a_mask_hides_reaches_no_gradient(poison):
     @jax.jit
     def slopes(query, key, value, mask, bias):
         def total(query, key, value, scale):
-            return 10 * aj.multi_head_attention(query, key, value, mask=mask, bias=bias, scale=scale).sum()
+            return 10 * attention(query, key, value, mask=mask, bias=bias, scale=scale).sum()
 
         return jax.value_and_grad(total, (0, 1, 2, 3))(query, key, value, 0.3)
 
@@ -181,7 +195,7 @@ def test_what_a_mask_hides_reaches_no_gradient(poison):
     assert_same_bits(slopes(query, *poisoned, every, hiding), slopes(query, key, value, every, hiding))
 
 
-def test_a_poisoned_row_that_is_left_out_of_the_loss_reaches_no_gradient(arrays):
+def test_a_poisoned_row_that_is_left_out_of_the_loss_reaches_no_gradient(everything, arrays):
     query, key, value, cotangent = arrays
     cotangent = cotangent.at[:, 2].set(0)
     output, *gradients = everything(query.at[:, 2].set(np.nan), key, value, cotangent, mask=ROWS_MASK)
@@ -189,7 +203,7 @@ def test_a_poisoned_row_that_is_left_out_of_the_loss_reaches_no_gradient(arrays)
     assert all(jnp.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_padding_of_nan_equals_a_shorter_input(arrays):
+def test_padding_of_nan_equals_a_shorter_input(everything, arrays):
     query, key, value, cotangent = arrays
     padded = [jnp.concatenate([x, jnp.full_like(x[:, :3], np.nan)], axis=1) for x in (key, value)]
     output, d_query, d_key, d_value = everything(query, *padded, cotangent, mask=aj.key_lengths(jnp.array([9, 9])))

@@ -14,12 +14,17 @@ from x64 import x64_if
 import attention_jax as aj
 
 
-def run(shape, mask_name, dtype):
+@pytest.fixture(params=suite.IMPLEMENTATIONS)
+def attention(request):
+    return suite.IMPLEMENTATIONS[request.param]
+
+
+def run(attention, shape, mask_name, dtype):
     T, S, N, K, H, Hv, batch = suite.SHAPES[shape]
     make, truth = suite.MASKS[mask_name]
     query, key, value, cotangent = suite.inputs(suite.SHAPES[shape], dtype)
     mask, visible = make(T, S, N, batch), truth(T, S, N, batch)
-    attend = partial(aj.multi_head_attention, mask=mask)
+    attend = partial(attention, mask=mask)
     output, *gradients = jax.jit(partial(suite.output_and_gradients, attend))(query, key, value, cotangent)
     assert output.dtype == jnp.dtype(dtype)
     assert suite.error(output, reference.attention(query, key, value, visible)) <= suite.TOLERANCES[dtype]
@@ -32,26 +37,30 @@ FEW_MASKS = ["none", "causal, rows that see nothing", "segments", "tree"]
 
 
 @pytest.mark.parametrize("mask_name", suite.MASKS)
-def test_every_mask(mask_name):
-    run("grouped", mask_name, "float32")
+def test_every_mask(attention, mask_name):
+    run(attention, "grouped", mask_name, "float32")
     with x64_if(True):
-        run("grouped", mask_name, "float64")
+        run(attention, "grouped", mask_name, "float64")
 
 
 @pytest.mark.parametrize("mask_name", FEW_MASKS)
 @pytest.mark.parametrize("shape", ["one of each", "7 on 112", "multi-query", "two batch dims"])
-def test_every_head_layout(shape, mask_name):
-    run(shape, mask_name, "float32")
+def test_every_head_layout(attention, shape, mask_name):
+    run(attention, shape, mask_name, "float32")
 
 
 @pytest.mark.parametrize("mask_name", FEW_MASKS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_every_low_dtype(dtype, mask_name):
-    run("grouped", mask_name, dtype)
+def test_every_low_dtype(attention, dtype, mask_name):
+    run(attention, "grouped", mask_name, dtype)
 
 
-def test_a_length_that_is_no_multiple_of_anything():
-    run("539", "tree", "float32")
+@pytest.mark.parametrize(
+    "name, block_sizes", [("reference", None), ("blockwise", (128, 100)), ("blockwise", (539, 64))]
+)
+def test_a_length_that_is_no_multiple_of_anything(name, block_sizes):
+    attention = suite.IMPLEMENTATIONS[name]
+    run(attention if block_sizes is None else partial(attention, block_sizes=block_sizes), "539", "tree", "float32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

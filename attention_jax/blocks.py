@@ -1,0 +1,361 @@
+"""Loops over blocks of queries and keys, and what they are under `jvp`, transposition and `vmap`.
+
+The axes of every array are named by letters: `b`, `k`, `g`, `t`, `s` as in the legend, in front of them `x` for what
+`vmap` added, and `.` for an axis that is always taken whole. A query is `"btkg."`, a log-sum-exp `"bkgt"`, a scalar
+`""`. An axis of size 1 serves every block.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from attention_jax.mask_tree import Span, Truth
+from attention_jax.operation import Operation
+
+LETTERS = "xbkgts"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The length of each of the axes `xbkgts`, and how much of it one step takes."""
+
+    lengths: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def length(self, letter: str) -> int:
+        return self.lengths[LETTERS.index(letter)]
+
+    def size(self, letter: str) -> int:
+        return self.sizes[LETTERS.index(letter)]
+
+    def steps(self, letter: str) -> int:
+        return self.length(letter) // self.size(letter)
+
+    def block_shape(self, axes: str, shape: Sequence[int]) -> list[int]:
+        """What one step takes of an array."""
+        return [size if a == "." else min(size, self.size(a)) for a, size in zip(axes, shape, strict=True)]
+
+    def head_shape(self, axes: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """What one head has of that."""
+        sizes = zip(axes, self.block_shape(axes, shape), strict=True)
+        return tuple(size for a, size in sizes if a in "ts.")
+
+
+class Block(NamedTuple):
+    """One head's block: which head, and the positions of its queries and keys."""
+
+    head: jax.Array
+    rows: jax.Array
+    columns: jax.Array
+
+
+class Rule(Protocol):
+    """What is done with a block. Hashable; the arrays come as operands, cut down to the block and to one head."""
+
+    def span(self, outer: str, first, last, length: int) -> Span:
+        """First and last position on the inner axis that matter to positions `first` to `last` of the outer one."""
+
+    def some_every(self, rows: Span, columns: Span, *operands) -> tuple[Truth, Truth]:
+        """Whether some pair of the block counts, and whether every pair does."""
+
+    def term(self, block: Block, masked: bool, *operands) -> Sequence[jax.Array]:
+        """What the block adds to each output; unless `masked`, every pair of it counts."""
+
+
+@dataclass(frozen=True)
+class Sweep(Operation):
+    """A loop over all blocks. The outputs are summed in float32 or better, then cast to the dtypes asked for."""
+
+    rule: Any
+    grid: Grid
+    axes: tuple[str, ...]
+    out_axes: tuple[str, ...]
+    outputs: tuple[jax.ShapeDtypeStruct, ...]
+    static_kind: bool  # whether `rule.some_every` looks at positions alone
+
+    def loop(self, operands, outer: str, first: Callable, step: Callable, last: Callable) -> list[jax.Array]:
+        """Go through examples, groups of heads, blocks of `outer` and, innermost, blocks of the other axis.
+
+        Args:
+          first: () -> carry, at each new outer block.
+          step: (start, carry, blocks) -> the next carry, and blocks to add to the outputs with the inner axis.
+          last: carry -> blocks to add to the outputs without the inner axis.
+        """
+        grid, inner = self.grid, other(outer)
+
+        def one_outer(index, results):
+            index, o = jnp.divmod(index, grid.steps(outer))
+            index, k = jnp.divmod(index, grid.steps("k"))
+            x, b = jnp.divmod(index, grid.steps("b"))
+            start = {"x": x, "b": b * grid.size("b"), "k": k * grid.size("k"), "g": 0, outer: o * grid.size(outer)}
+            fixed = [
+                None if inner in axes else _take(grid, axes, operand, start)
+                for axes, operand in zip(self.axes, operands, strict=True)
+            ]
+
+            def one_inner(i, state):
+                carry, results = state
+                here = start | {inner: i * grid.size(inner)}
+                blocks = [
+                    _take(grid, axes, operand, here) if block is None else block
+                    for axes, operand, block in zip(self.axes, operands, fixed, strict=True)
+                ]
+                carry, terms = step(here, carry, blocks)
+                return carry, self._add(results, here, terms, lambda axes: inner in axes)
+
+            low, high = self.rule.span(outer, start[outer], start[outer] + grid.size(outer) - 1, grid.length(inner))
+            low = jnp.int32(jnp.maximum(low, 0) // grid.size(inner))
+            high = jnp.int32(
+                jnp.minimum(jnp.maximum(high + grid.size(inner), 0) // grid.size(inner), grid.steps(inner))
+            )
+            carry, results = lax.fori_loop(low, high, one_inner, (first(), results))
+            return self._add(results, start | {inner: 0}, last(carry), lambda axes: inner not in axes)
+
+        count = grid.steps("x") * grid.steps("b") * grid.steps("k") * grid.steps(outer)
+        results = [jnp.zeros(output.shape, accumulator(output.dtype)) for output in self.outputs]
+        results = lax.fori_loop(0, count, one_outer, results)
+        return [result.astype(output.dtype) for result, output in zip(results, self.outputs, strict=True)]
+
+    def _add(self, results, start, blocks, chosen: Callable[[str], bool]):
+        blocks = iter(blocks)
+        return [
+            _add(self.grid, axes, result, start, next(blocks)) if chosen(axes) else result
+            for result, axes in zip(results, self.out_axes, strict=True)
+        ]
+
+    def zeros(self) -> list[jax.Array]:
+        """A block of each output."""
+        return [
+            jnp.zeros(self.grid.block_shape(axes, output.shape), accumulator(output.dtype))
+            for axes, output in zip(self.out_axes, self.outputs, strict=True)
+        ]
+
+    def by_head(self, fn: Callable, axes, out_axes, start, blocks) -> tuple[jax.Array, ...]:
+        """`fn(block, *operands)` of one head, mapped over the heads and examples of a step; where an output lacks one
+        of their axes, it is summed over it."""
+        blocks = [block[0] if a.startswith("x") else block for a, block in zip(axes, blocks, strict=True)]
+        axes, out_axes = ([a.removeprefix("x") for a in names] for names in (axes, out_axes))
+        rows = start["t"] + jnp.arange(self.grid.size("t"))
+        columns = start["s"] + jnp.arange(self.grid.size("s"))
+        G = self.grid.length("g")
+        heads = (start["k"] + jnp.arange(self.grid.size("k")))[:, None] * G + jnp.arange(G)[None, :]
+
+        def one_head(head, *operands):
+            return tuple(fn(Block(head, rows, columns), *operands))
+
+        mapped = one_head
+        for letter, outside in (("g", "bk"), ("k", "b"), ("b", "")):
+            inside = [[a for a in names if a not in outside] for names in axes]
+            inside_out = [[a for a in names if a not in outside] for names in out_axes]
+            mapped = _over(mapped, letter, self.grid.size(letter), inside, inside_out)
+        return mapped(heads, *blocks)
+
+    def by_kind(self, start, blocks, empty, fn: Callable[[bool], Any]):
+        """`empty` for a block in which no pair counts, `fn(masked)` for others."""
+        rows, columns = ((start[a], start[a] + self.grid.size(a) - 1) for a in "ts")
+        if self.static_kind:
+            some, every = self.rule.some_every(rows, columns, *blocks)
+        else:
+
+            def count(block, *operands):
+                some, every = self.rule.some_every(rows, columns, *operands)
+                return jnp.asarray(some, int), jnp.asarray(every, int)
+
+            some, every = self.by_head(count, self.axes, ("", ""), start, blocks)
+            heads = self.grid.size("b") * self.grid.size("k") * self.grid.size("g")
+            some, every = some > 0, every == heads
+        if some is True and isinstance(every, bool):
+            return fn(not every)
+        kind = jnp.where(some, jnp.where(every, 2, 1), 0)
+        return lax.switch(kind, [lambda: empty, lambda: fn(True), lambda: fn(False)])
+
+    def batch(self, operands, batched):
+        V = next(operand.shape[axis] for operand, axis in zip(operands, batched, strict=True) if axis is not None)
+        X = self.grid.length("x")
+
+        def widen(operand, axes, axis):
+            """The new axis joins the x axis, so that there is one."""
+            if axis is None and not axes.startswith("x"):
+                return operand, axes
+            if axis is None:
+                operand = operand[None]
+            else:
+                operand = jnp.moveaxis(operand, axis, 0)
+                operand = operand if axes.startswith("x") else operand[:, None]
+            shape = operand.shape[2:]
+            return jnp.broadcast_to(operand, (V, X, *shape)).reshape(V * X, *shape), _with_x(axes)
+
+        operands, axes = zip(*map(widen, operands, self.axes, batched), strict=True)
+        has_x = [names.startswith("x") for names in self.out_axes]
+        shapes = [output.shape[1:] if x else output.shape for x, output in zip(has_x, self.outputs, strict=True)]
+        wide = replace(
+            self,
+            axes=axes,
+            out_axes=tuple(map(_with_x, self.out_axes)),
+            outputs=tuple(
+                jax.ShapeDtypeStruct((V * X, *shape), output.dtype)
+                for shape, output in zip(shapes, self.outputs, strict=True)
+            ),
+            grid=replace(self.grid, lengths=(V * X, *self.grid.lengths[1:])),
+        )
+        results = [result.reshape(V, X, *result.shape[1:]) for result in wide(*operands)]
+        return [r if x else r.sum(1) for r, x in zip(results, has_x, strict=True)], [0] * len(results)
+
+
+@dataclass(frozen=True)
+class BlockSum(Sweep):
+    """The sum of `rule.term` over all blocks.
+
+    Its tangent is again such a sum, and so is its transpose: differentiated any number of times, in either mode, it
+    remains a loop over blocks that keeps none of them.
+    """
+
+    outer: str = "t"
+
+    def run(self, *operands):
+        inner = [other(self.outer) in axes for axes in self.out_axes]
+
+        def step(start, carry, blocks):
+            def terms(masked):
+                def term(block, *operands):
+                    return self.rule.term(block, masked, *operands)
+
+                terms = self.by_head(term, self.axes, self.out_axes, start, blocks)
+                return [term.reshape(zero.shape) for term, zero in zip(terms, self.zeros(), strict=True)]
+
+            terms = self.by_kind(start, blocks, self.zeros(), terms)
+            carry = [c + t for c, t in zip(carry, _where(terms, inner, False), strict=True)]
+            return carry, _where(terms, inner, True)
+
+        return self.loop(operands, self.outer, lambda: _where(self.zeros(), inner, False), step, lambda carry: carry)
+
+    def jvp(self, primals, tangents):
+        moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
+        return self(*primals), self.tangent(moving)(*primals, *(tangents[index] for index in moving))
+
+    def tangent(self, moving: tuple[int, ...]) -> "BlockSum":
+        """The sum's tangent; operands are those of the sum, and the tangents of those in `moving`."""
+        rule = Tangent(self.rule, len(self.axes), moving)
+        return replace(self, rule=rule, axes=self.axes + tuple(self.axes[index] for index in moving))
+
+    def transpose(self, cotangents, operands, linear):
+        moving = tuple(index for index, ours in enumerate(linear) if ours)
+        given = tuple(index for index, cotangent in enumerate(cotangents) if cotangent is not None)
+        shapes = [self.grid.head_shape(self.axes[index], operands[index].shape) for index in moving]
+        types = tuple(
+            jax.ShapeDtypeStruct(shape, operands[index].dtype) for shape, index in zip(shapes, moving, strict=True)
+        )
+        rule = Transposed(self.rule, len(self.axes), moving, types, given)
+        known = [index for index, ours in enumerate(linear) if not ours]
+        turned = replace(
+            self,
+            rule=rule,
+            axes=(*(self.axes[index] for index in known), *(self.out_axes[index] for index in given)),
+            out_axes=tuple(self.axes[index] for index in moving),
+            outputs=tuple(jax.ShapeDtypeStruct(operands[index].shape, operands[index].dtype) for index in moving),
+            outer=other(self.outer),
+        )
+        results = iter(turned(*(operands[index] for index in known), *(cotangents[index] for index in given)))
+        return [next(results) if ours else None for ours in linear]
+
+
+@dataclass(frozen=True)
+class _Derived:
+    rule: Any
+    count: int  # operands of `rule`
+    moving: tuple[int, ...]  # those that have tangents, or are linear
+
+    def span(self, *args):
+        return self.rule.span(*args)
+
+    def some_every(self, *args):
+        return self.rule.some_every(*args)
+
+
+@dataclass(frozen=True)
+class Tangent(_Derived):
+    """The tangent of a rule's term; the operands' tangents follow the operands."""
+
+    def term(self, block, masked, *operands):
+        operands, tangents = list(operands[: self.count]), operands[self.count :]
+
+        def term(*moved):
+            for index, value in zip(self.moving, moved, strict=True):
+                operands[index] = value
+            return tuple(self.rule.term(block, masked, *operands))
+
+        return jax.jvp(term, tuple(operands[index] for index in self.moving), tangents)[1]
+
+
+@dataclass(frozen=True)
+class Transposed(_Derived):
+    """The transpose of a rule's term in its linear operands: the others come first, then the cotangents `given`."""
+
+    types: tuple[jax.ShapeDtypeStruct, ...]
+    given: tuple[int, ...]
+
+    def term(self, block, masked, *operands):
+        by_hand = getattr(self.rule.rule, "transposed_tangent", None) if isinstance(self.rule, Tangent) else None
+        split = self.count - len(self.moving)
+        known, cotangents = operands[:split], operands[split:]
+        if by_hand and self.moving == tuple(range(self.rule.count, self.count)):
+            return by_hand(block, masked, known, self.rule.moving, dict(zip(self.given, cotangents, strict=True)))
+
+        def linear(*values):
+            known_left, linear_left = iter(known), iter(values)
+            everything = [next(linear_left if index in self.moving else known_left) for index in range(self.count)]
+            terms = self.rule.term(block, masked, *everything)
+            return [terms[index] for index in self.given]
+
+        return jax.linear_transpose(linear, *self.types)(list(cotangents))
+
+
+def accumulator(dtype):
+    """What sums are held in: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def other(letter: str) -> str:
+    return "s" if letter == "t" else "t"
+
+
+def _take(grid, axes, array, start):
+    sizes = grid.block_shape(axes, array.shape)
+    return lax.dynamic_slice(array, _first(axes, array.shape, sizes, start), sizes)
+
+
+def _add(grid, axes, array, start, block):
+    sizes = grid.block_shape(axes, array.shape)
+    first = _first(axes, array.shape, sizes, start)
+    block = block.reshape(sizes) + lax.dynamic_slice(array, first, sizes)
+    return lax.dynamic_update_slice(array, block, first)
+
+
+def _first(axes, shape, sizes, start):
+    whole = [a == "." or size == block for a, size, block in zip(axes, shape, sizes, strict=True)]
+    return [jnp.int32(0 if all_of_it else start[a]) for a, all_of_it in zip(axes, whole, strict=True)]
+
+
+def _over(fn, letter, size, axes, out_axes):
+    where = [names.index(letter) if letter in names else None for names in axes]
+    where_out = [names.index(letter) if letter in names else None for names in out_axes]
+    heads = None if letter == "b" else 0
+    mapped = jax.vmap(fn, (heads, *where), tuple(axis or 0 for axis in where_out), axis_size=size)
+
+    def summed(*operands):
+        outputs = zip(mapped(*operands), where_out, strict=True)
+        return tuple(jnp.sum(output, 0) if axis is None else output for output, axis in outputs)
+
+    return summed
+
+
+def _where(values, which, wanted):
+    return [value for value, marked in zip(values, which, strict=True) if marked == wanted]
+
+
+def _with_x(axes: str) -> str:
+    return "x" + axes.removeprefix("x")

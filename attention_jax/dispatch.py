@@ -1,0 +1,167 @@
+"""The front door: one attention, and which implementation of it runs."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from attention_jax.blockwise import KEY_BLOCK, QUERY_BLOCK, block_grid, blockwise_attention
+from attention_jax.checks import check_many_heads
+from attention_jax.dot_product import multi_head_attention_and_lse
+from attention_jax.mask_tree import as_mask
+
+IMPLEMENTATIONS = {"reference": multi_head_attention_and_lse, "blockwise": blockwise_attention}
+
+# Up to so many queries times keys the whole matrix of weights is made at once: see `python -m benchmarks.attention`.
+REFERENCE_UP_TO = 128 * 128
+
+
+def attention(
+    query, key, value, *, mask=None, score=None, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None,
+    implementation: str | None = None,
+) -> jax.Array:  # fmt: skip
+    """Exact attention with any mask and any score, in memory that grows linearly with length.
+
+    softmax(score(scale * query . key)) value, over the keys that the mask lets each query see. All of `jit`, `vmap`,
+    `grad`, `jvp`, their compositions to any order, `jax.checkpoint` and `scan` work, and keep the memory linear.
+
+    Args:
+      query: `[*B, T, N, H]`, floating point; `*B` is any number of batch dimensions.
+      key: `[*B, S, K, H]`, same dtype, N a multiple of K (arXiv:2305.13245).
+      value: `[*B, S, K, Hv]`, same dtype.
+      mask: `Mask`, or bool `[T, S]` or `[*B, N or 1, T, S]`, True = may attend. Default: every query sees every key.
+      score: a change to the logits: `attention_jax.scores`, or a function `(logit, head, t, s) -> logit`.
+      scale: factor on query . key. Default: 1/sqrt(H).
+      dropout_rate: probability, in [0, 1), that a weight is dropped, independently in each head and batch element.
+      dropout_rng: random key, wanted when `dropout_rate` is not 0.
+      precision: of the matrix products, as in `jax.numpy.matmul`.
+      implementation: "reference", which makes the whole matrix of weights, or "blockwise". Default: the faster one; see
+        `explain`.
+
+    Returns:
+      `[*B, T, N, Hv]` in the dtype of `query`; 0 for a query that sees no key, NaN for one that sees a non-finite key
+      or value.
+
+    Raises:
+      TypeError: integer or bool inputs, a float mask, a traced dropout rate.
+      ValueError: shapes or dtypes that do not fit each other, an unknown implementation.
+
+    >>> import jax.numpy as jnp
+    >>> from attention_jax import causal
+    >>> query, key = jnp.ones((2, 300, 4, 8)), jnp.ones((2, 300, 2, 8))
+    >>> attention(query, key, key, mask=causal()).shape
+    (2, 300, 4, 8)
+    """
+    return attention_and_lse(
+        query, key, value, mask=mask, score=score, scale=scale, dropout_rate=dropout_rate, dropout_rng=dropout_rng,
+        precision=precision, implementation=implementation,
+    )[0]  # fmt: skip
+
+
+def attention_and_lse(query, key, value, *, implementation: str | None = None, **options):
+    """`attention`, and the log-sum-exp of each query's logits.
+
+    Args:
+      query, key, value, **options: as `attention`.
+
+    Returns:
+      output `[*B, T, N, Hv]`; log-sum-exp `[*B, N, T]` in float32 or better, differentiable, -inf for a query that sees
+      no key. With it, outputs over parts of the keys can be joined, and sinks added: see `add_sinks`.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.zeros((4, 1, 8))
+    >>> attention_and_lse(x, x, x)[1].round(3).tolist()
+    [[1.3860000371932983, 1.3860000371932983, 1.3860000371932983, 1.3860000371932983]]
+    """
+    name, _ = _choose(*check_many_heads(query, key, value), implementation)
+    return IMPLEMENTATIONS[name](query, key, value, **options)
+
+
+def _choose(query, key, value, implementation) -> tuple[str, str]:
+    """Which implementation, and why."""
+    T, S = query.shape[-3], key.shape[-3]
+    if implementation is not None:
+        if implementation not in IMPLEMENTATIONS:
+            known = ", ".join(map(repr, IMPLEMENTATIONS))
+            raise ValueError(f"implementation must be None or one of {known}, got {implementation!r}")
+        return implementation, "asked for"
+    if 0 in (*query.shape, *value.shape):
+        return "reference", "there is nothing to compute"
+    if T * S <= REFERENCE_UP_TO:
+        return "reference", f"{T} x {S} weights a head are few enough to make at once"
+    return "blockwise", f"{T} x {S} weights a head are made block by block"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `attention` will do with some arguments; printing it says so in words."""
+
+    implementation: str
+    reason: str
+    blocks: int
+    """Blocks of weights a head, as the mask cuts them; 1 for the reference."""
+    skipped: int | None
+    """How many of them the mask leaves empty; None if that depends on arrays, and is decided at run time."""
+    unmasked: int | None
+    """How many it leaves full."""
+    block_size: tuple[int, int]
+    """Queries and keys in a block."""
+    temporary_bytes: int
+    """Memory of the compiled forward pass besides its inputs and outputs."""
+
+    def __str__(self) -> str:
+        if self.implementation == "reference":
+            blocks = "all weights at once"
+        elif self.skipped is None:
+            blocks = f"{self.blocks} blocks a head; the mask's arrays say at run time which of them are empty"
+        else:
+            blocks = f"{self.blocks} blocks a head, {self.skipped} skipped as empty and {self.unmasked} without a mask"
+        T, S = self.block_size
+        return (
+            f"{self.implementation}: {self.reason}\n{blocks}, of {T} queries x {S} keys\n"
+            f"{self.temporary_bytes / 2**20:.1f} MiB of temporary memory"
+        )
+
+
+def explain(query, key, value, *, mask=None, implementation: str | None = None, **options) -> Explanation:
+    """What `attention` will run with these arguments, why, which blocks it skips, and how much memory it takes.
+
+    Args:
+      query, key, value, mask, implementation, **options: as `attention`; of arrays only shapes and dtypes matter.
+
+    >>> import jax.numpy as jnp
+    >>> from attention_jax import sliding_window
+    >>> x = jnp.ones((2048, 4, 32))
+    >>> plan = explain(x, x, x, mask=sliding_window(256, 0))
+    >>> plan.implementation, plan.blocks, plan.skipped
+    ('blockwise', 16, 9)
+    """
+    query, key, value = check_many_heads(query, key, value)
+    name, reason = _choose(query, key, value, implementation)
+
+    def run(query, key, value, mask):
+        return attention(query, key, value, mask=mask, implementation=name, **options)
+
+    memory = jax.jit(run).lower(query, key, value, mask).compile().memory_analysis()
+    T, S = query.shape[-3], key.shape[-3]
+    blocks, skipped, unmasked, size = 1, 0, int(mask is None), (T, S)
+    if name == "blockwise":
+        grid = block_grid(query.shape, value.shape, (QUERY_BLOCK, KEY_BLOCK))
+        size = grid.size("t"), grid.size("s")
+        blocks = grid.steps("t") * grid.steps("s")
+        skipped, unmasked = _count(mask, size, grid.steps("t"), grid.steps("s"), S)
+    return Explanation(name, reason, blocks, skipped, unmasked, size, memory.temp_size_in_bytes)
+
+
+def _count(mask, size, rows: int, columns: int, S: int) -> tuple[int | None, int | None]:
+    first_row, first_column = np.arange(rows)[:, None] * size[0], np.arange(columns)[None, :] * size[1]
+    last_row, last_column = first_row + size[0] - 1, first_column + size[1] - 1
+    some, every = True, True
+    if mask is not None:
+        mask = as_mask(mask)
+        if jax.tree.leaves(mask):
+            return None, None
+        some, every = mask.some_every((first_row, last_row), (first_column, last_column))
+    every = every & (last_column < S)
+    shape = rows, columns
+    return int((~np.broadcast_to(some, shape)).sum()), int(np.broadcast_to(every, shape).sum())

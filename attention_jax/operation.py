@@ -1,0 +1,68 @@
+"""Operations that know their own derivative, transpose and batched form.
+
+`jax.custom_vjp` gives up forward mode, and `jax.custom_jvp` leaves the backward pass to JAX's own transposition, which
+cannot turn a loop round. An `Operation` says all of it, as a JAX primitive does, and so composes with every
+transformation, to any order.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+class Operation(ABC):
+    """A function from arrays to a list of arrays; subclasses are hashable, and equal ones are compiled once."""
+
+    def __call__(self, *operands) -> list[jax.Array]:
+        return _primitive.bind(*operands, operation=self)
+
+    @abstractmethod
+    def run(self, *operands) -> Sequence[jax.Array]:
+        """The function itself, in JAX."""
+
+    @abstractmethod
+    def jvp(self, primals, tangents) -> tuple[Sequence, Sequence]:
+        """Outputs and their tangents, linear in `tangents`; a tangent that is None is 0."""
+
+    def transpose(self, cotangents, operands, linear: Sequence[bool]) -> list:
+        """Cotangents of the operands marked linear, None for the others; a cotangent that is None is 0.
+
+        In place of a linear operand stands its shape and dtype.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not linear in any operand")
+
+    @abstractmethod
+    def batch(self, operands, axes: Sequence[int | None]) -> tuple[Sequence, Sequence[int]]:
+        """Outputs under `vmap` with these axes of the operands, and where the outputs' new axes are."""
+
+
+_primitive = Primitive("attention_operation")
+_primitive.multiple_results = True
+
+
+def _run(*operands, operation):
+    return list(operation.run(*operands))
+
+
+def _jvp(primals, tangents, *, operation):
+    known = [None if type(tangent) is ad.Zero else tangent for tangent in tangents]
+    return operation.jvp(primals, known)
+
+
+def _transpose(cotangents, *operands, operation):
+    linear = [ad.is_undefined_primal(operand) for operand in operands]
+    known = [None if type(cotangent) is ad.Zero else cotangent for cotangent in cotangents]
+    values = [operand.aval if ours else operand for operand, ours in zip(operands, linear, strict=True)]
+    return operation.transpose(known, values, linear)
+
+
+_primitive.def_impl(partial(jax.jit, static_argnames="operation")(_run))
+_primitive.def_abstract_eval(lambda *avals, operation: jax.make_jaxpr(operation.run)(*avals).out_avals)
+mlir.register_lowering(_primitive, mlir.lower_fun(_run, multiple_results=True))
+ad.primitive_jvps[_primitive] = _jvp
+ad.primitive_transposes[_primitive] = _transpose
+batching.primitive_batchers[_primitive] = lambda operands, axes, *, operation: operation.batch(operands, axes)

@@ -1,0 +1,304 @@
+"""Block by block is the same function: in every mode of differentiation, for every block size, under every map."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import suite
+
+import attention_jax as aj
+from attention_jax import scores
+from attention_jax.blockwise import blockwise_attention
+
+SHAPE = (13, 17, 4, 2, 8, 5, (2,))
+IDS = suite.segment_ids((2,), 13, 1), suite.segment_ids((2,), 17, 2)
+MASKS = {
+    "none": None,
+    "causal": aj.causal(offset=-2),  # two rows see nothing
+    "window": aj.sliding_window(4, 1, offset=2),
+    "segments": aj.segments(*IDS) & aj.causal(offset=4),
+    "array": aj.mask_from_array(np.random.default_rng(0).random((2, 1, 13, 17)) < 0.5) | aj.prefix(3),
+}
+BIAS = np.random.default_rng(3).normal(size=(2, 1, 13, 17)).astype(np.float32)
+TABLE = np.random.default_rng(4).normal(size=(8, 4)).astype(np.float32)
+SCORES = {
+    "none": lambda slopes: None,
+    "alibi": lambda slopes: scores.alibi(slopes, offset=0),
+    "soft cap, then bias": lambda slopes: scores.soft_cap(slopes[0] + 2) >> scores.bias(slopes[1] * BIAS),
+    "buckets": lambda slopes: scores.relative_bias(slopes[None, :] * TABLE, max_distance=10, offset=0),
+    "function": lambda slopes: lambda logit, head, t, s: logit * slopes[head] + jnp.sin((t - s) * slopes[0]),
+}
+SLOPES = jnp.array([0.5, -1.0, 2.0, 0.25])
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return suite.inputs(SHAPE)
+
+
+def both(mask, score, **options):
+    """The reference and the blockwise implementation as functions of query, key, value and a score's slopes."""
+
+    def reference(query, key, value, slopes):
+        return aj.multi_head_attention(query, key, value, mask=mask, score=score(slopes), **options)
+
+    def blockwise(query, key, value, slopes, block_sizes=(5, 4)):
+        options_ = {**options, "block_sizes": block_sizes}
+        return blockwise_attention(query, key, value, mask=mask, score=score(slopes), **options_)[0]
+
+    return reference, blockwise
+
+
+def close(ours, theirs, tolerance=2e-6):
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert suite.error(one, other) <= tolerance
+
+
+def modes(attend, query, key, value, cotangent):
+    """Gradient, tangent, tangent of the gradient, and gradient of the gradient, in all inputs at once."""
+    inputs = query, key, value, SLOPES
+    tangents = tuple(jnp.roll(x, 1, axis=0) for x in inputs)
+
+    def total(*inputs):
+        return jnp.vdot(attend(*inputs), cotangent)
+
+    def gradient(*inputs):
+        return jax.grad(total, (0, 1, 2, 3))(*inputs)
+
+    def of_gradient(*inputs):
+        return sum(jnp.vdot(one, other) for one, other in zip(gradient(*inputs), tangents, strict=True))
+
+    return {
+        "gradient": gradient(*inputs),
+        "tangent": jax.jvp(attend, inputs, tangents)[1],
+        "tangent of the gradient": jax.jvp(gradient, inputs, tangents)[1],
+        "gradient of the gradient": jax.grad(of_gradient, (0, 1, 2, 3))(*inputs),
+    }
+
+
+# every mask and every score once, and the richest of each together, with dropout
+PAIRS = [*((mask, "none") for mask in MASKS), *(("causal", score) for score in SCORES if score != "none")]
+
+
+@pytest.mark.parametrize("mask, score", [*PAIRS, ("segments", "function")])
+def test_every_mode_of_differentiation(mask, score, arrays):
+    dropout = {"dropout_rate": 0.3, "dropout_rng": jax.random.key(1)} if mask == "segments" else {}
+    reference, blockwise = both(MASKS[mask], SCORES[score], **dropout)
+    truth, ours = (jax.jit(partial(modes, attend))(*arrays) for attend in (reference, blockwise))
+    for mode in truth:
+        close(ours[mode], truth[mode], tolerance=2e-5)
+
+
+@pytest.mark.parametrize("block_sizes", [(1, 1), (3, 17), (13, 2), (64, 64)])
+def test_every_block_size(block_sizes, arrays):
+    dropout = {"dropout_rate": 0.5, "dropout_rng": jax.random.key(3)}
+    reference, blockwise = both(MASKS["segments"], SCORES["function"], **dropout)
+    close(jax.jit(partial(blockwise, block_sizes=block_sizes))(*arrays[:3], SLOPES), reference(*arrays[:3], SLOPES))
+
+
+@pytest.mark.parametrize("which", ["query", "value", "mask", "slopes", "rng", "everything"])
+def test_vmap_over_any_argument(which, arrays):
+    """And over its gradient, and over two at once."""
+    query, key, value, cotangent = (x[0] for x in arrays)
+    ids = jnp.stack([suite.segment_ids((), 13, seed) for seed in range(3)]), suite.segment_ids((), 17, 5)
+    rngs = jax.random.split(jax.random.key(0), 3)
+
+    def stacked(x, name):
+        return jnp.stack([x, 2 * x, x - 1]) if which in (name, "everything") else x
+
+    def gradient(attention, query, value, ids, slopes, rng):
+        def total(query, key, value, slopes):
+            score = scores.alibi(slopes, offset=0)
+            mask = aj.segments(ids, suite.segment_ids((), 17, 5))
+            options = {"mask": mask, "score": score, "dropout_rate": 0.2, "dropout_rng": rng}
+            return jnp.vdot(attention(query, key, value, **options), cotangent)
+
+        return jax.value_and_grad(total, (0, 1, 2, 3))(query, key, value, slopes)
+
+    inputs = {
+        "query": stacked(query, "query"),
+        "value": stacked(value, "value"),
+        "mask": ids[0] if which in ("mask", "everything") else ids[0][0],
+        "slopes": stacked(SLOPES, "slopes"),
+        "rng": rngs if which in ("rng", "everything") else rngs[0],
+    }
+    axes = [0 if which in (name, "everything") else None for name in inputs]
+    mapped = [
+        jax.jit(jax.vmap(partial(gradient, attention), in_axes=axes))(*inputs.values())
+        for attention in (suite.blockwise, aj.multi_head_attention)
+    ]
+    close(*mapped, tolerance=5e-6)
+
+
+def test_vmap_within_vmap(arrays):
+    query, key, value, _ = (x[0] for x in arrays)
+    queries, keys = jnp.stack([query, -query]), jnp.stack([key, key + 1, 2 * key])
+    limits = jnp.array([[3, 9, 17], [0, 1, 12]])
+
+    def attend(attention, query, key, limit):
+        return jax.grad(lambda query: jnp.sum(attention(query, key, value, mask=aj.key_lengths(limit)) ** 2))(query)
+
+    ours, theirs = (
+        jax.jit(jax.vmap(jax.vmap(partial(attend, attention), in_axes=(None, 0, 0)), in_axes=(0, None, 0)))(
+            queries, keys, limits
+        )
+        for attention in (suite.blockwise, aj.multi_head_attention)
+    )
+    close(ours, theirs)
+
+
+def test_checkpoint_scan_and_eager_calls(arrays):
+    query, key, value, _ = arrays
+    attend = partial(suite.blockwise, mask=MASKS["causal"])
+
+    def loss(query):
+        return jnp.sum(jax.checkpoint(lambda query: attend(query, key, value))(query) ** 2)
+
+    truth = jax.grad(lambda query: jnp.sum(aj.multi_head_attention(query, key, value, mask=MASKS["causal"]) ** 2))(
+        query
+    )
+    close(jax.jit(jax.grad(loss))(query), truth)
+
+    def total(query):
+        return jax.lax.scan(lambda sum, x: (sum + loss(x), None), 0.0, jnp.stack([query, query]))[0]
+
+    close(jax.jit(jax.grad(total))(query), 2 * truth)
+    close(attend(query, key, value), aj.multi_head_attention(query, key, value, mask=MASKS["causal"]))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_log_sum_exp_is_exact_and_differentiable(implementation, arrays):
+    query, key, value, _ = (x.astype(jnp.bfloat16) for x in arrays)
+
+    def ours(query, key):
+        return aj.attention_and_lse(query, key, value, mask=MASKS["causal"], implementation=implementation)[1]
+
+    def truth(query, key):
+        query, key = query.astype(jnp.float32), jnp.repeat(key.astype(jnp.float32), 2, axis=-2)
+        logits = jnp.einsum("btnh,bsnh->bnts", query, key) / math.sqrt(8)
+        visible = jnp.broadcast_to(MASKS["causal"].to_array(13, 17), logits.shape)
+        return jax.nn.logsumexp(jnp.where(visible, logits, -jnp.inf)[:, :, 2:], axis=-1)
+
+    lse = jax.jit(ours)(query, key)
+    assert lse.dtype == jnp.float32 and lse.shape == (2, 4, 13) and (lse[..., :2] == -jnp.inf).all()
+    close(lse[..., 2:], truth(query, key))
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 11)), jnp.float32)
+    slopes, true_slopes = (
+        jax.jit(jax.grad(lambda *x, fn=fn: jnp.vdot(fn(*x)[..., -11:], weights), (0, 1)))(query, key)
+        for fn in (ours, truth)
+    )
+    close(slopes, true_slopes, tolerance=2**-7)
+
+
+def test_parts_are_joined_by_their_log_sum_exp(arrays):
+    query, key, value, _ = arrays
+    (one, lse), (other, other_lse) = (
+        aj.attention_and_lse(query, key[:, part], value[:, part], implementation="blockwise")
+        for part in (slice(0, 6), slice(6, 17))
+    )
+    share = jnp.moveaxis(jax.nn.sigmoid(lse - other_lse), -1, -2)[..., None]
+    close(one * share + other * (1 - share), aj.multi_head_attention(query, key, value))
+
+
+def test_sinks_are_keys_without_a_value(arrays):
+    query, key, value, _ = arrays
+    sinks = jnp.array([0.3, -1.0, 2.0, 0.0])
+    with_keys = [jnp.concatenate([x, jnp.zeros_like(x[:, :1])], axis=1) for x in (key, value)]
+    bias = jnp.zeros((1, 4, 13, 18)).at[..., -1].set(jnp.broadcast_to(sinks[None, :, None], (1, 4, 13)))
+    for implementation in ("reference", "blockwise"):
+        output, _ = scores.add_sinks(*aj.attention_and_lse(query, key, value, implementation=implementation), sinks)
+        close(output, aj.multi_head_attention(query, *with_keys, bias=jnp.broadcast_to(bias, (2, 4, 13, 18))))
+    slopes = jax.grad(lambda sinks: jnp.sum(scores.add_sinks(*aj.attention_and_lse(query, key, value), sinks)[0]))(
+        sinks
+    )
+    assert (jnp.abs(slopes) > 1e-4).all()
+
+
+def test_buckets_are_those_of_t5():
+    def bucket(distance, buckets, max_distance, bidirectional):
+        first = 0
+        if bidirectional:
+            buckets //= 2
+            first = buckets if distance > 0 else 0
+        distance = abs(distance) if bidirectional else max(-distance, 0)
+        exact = buckets // 2
+        if distance < exact:
+            return first + distance
+        wide = exact + int(math.log(distance / exact) / math.log(max_distance / exact) * (buckets - exact))
+        return first + min(wide, buckets - 1)
+
+    distances = [
+        d for d in range(-300, 301) if abs(d) not in (16, 32, 64, 128)
+    ]  # there the logarithm is a whole number
+    for buckets, bidirectional in ((32, False), (32, True), (20, True)):
+        ours = scores.relative_bucket(jnp.array(distances), buckets, 128, bidirectional=bidirectional)
+        assert ours.tolist() == [bucket(d, buckets, 128, bidirectional) for d in distances]
+
+
+def temporary_bytes(fn, T):
+    x = jax.ShapeDtypeStruct((1, T, 2, 16), jnp.float32)
+    return jax.jit(fn).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+
+
+def loss(query, key, value):
+    return jnp.sum(aj.attention(query, key, value, mask=aj.causal() & aj.key_lengths(jnp.array([900]))) ** 2)
+
+
+@pytest.mark.parametrize("mode", ["forward", "gradient", "tangent", "tangent of the gradient"])
+def test_memory_grows_linearly(mode):
+    gradient = jax.grad(loss, (0, 1, 2))
+    fn = {
+        "forward": loss,
+        "gradient": gradient,
+        "tangent": lambda *x: jax.jvp(loss, x, x)[1],
+        "tangent of the gradient": lambda *x: jax.jvp(gradient, x, x)[1],
+    }[mode]
+    short, long, longer = (temporary_bytes(fn, T) for T in (4096, 8192, 16384))
+    assert long <= 2.1 * short and longer <= 2.1 * long
+
+
+def test_two_runs_are_equal_bit_for_bit(arrays):
+    run = jax.jit(partial(suite.output_and_gradients, partial(suite.blockwise, mask=MASKS["segments"])))
+    for one, other in zip(run(*arrays), run(*arrays), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+@pytest.mark.parametrize("mask, skipped, unmasked", [
+    (None, 0, 64),
+    (aj.causal(), 28, 28),
+    (aj.sliding_window(511, 0), 49, 0),
+    (aj.causal() | aj.prefix(512), 28, 29),
+    (aj.segments(np.zeros(4096, int)), None, None),
+])  # fmt: skip
+def test_explain_counts_blocks(mask, skipped, unmasked):
+    x = jnp.zeros((4096, 1, 4))
+    plan = aj.explain(x, x, x, mask=mask)
+    assert (plan.implementation, plan.block_size, plan.blocks) == ("blockwise", (512, 512), 64)
+    assert (plan.skipped, plan.unmasked) == (skipped, unmasked)
+    assert ("run time" if skipped is None else f"{skipped} skipped") in str(plan)
+    assert 0 < plan.temporary_bytes < 50 * 2**20
+
+
+def test_the_front_door_never_falls_back():
+    x = jnp.zeros((64, 1, 4))
+    with pytest.raises(ValueError, match="implementation must be None or one of 'reference', 'blockwise', got 'flash'"):
+        aj.attention(x, x, x, implementation="flash")
+    assert "asked for" in str(aj.explain(x, x, x, implementation="blockwise"))
+    assert "all weights at once" in str(aj.explain(x, x, x, implementation="reference"))
+
+
+@pytest.mark.parametrize("score, error, message", [
+    (np.zeros((13, 17)), TypeError, r"score=bias\(array\)"),
+    (scores.bias(np.zeros((2, 13, 17))), ValueError, "give it a head axis"),
+    (scores.bias(np.zeros((13, 17), int)), TypeError, "must be floating point"),
+    (scores.alibi(SLOPES), ValueError, "offset=0 .* or offset=4"),
+    (scores.alibi(SLOPES[:2], offset=0), ValueError, r"slopes \(2,\), expected one a head, \(4,\)"),
+    (scores.relative_bias(TABLE[:, :2], offset=0), ValueError, r"table \(8, 2\).*N = 4"),
+])  # fmt: skip
+def test_refusals(score, error, message, arrays):
+    for implementation in ("reference", "blockwise"):
+        with pytest.raises(error, match=message):
+            aj.attention(*arrays[:3], score=score, implementation=implementation)
