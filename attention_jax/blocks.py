@@ -88,9 +88,9 @@ class Sweep(Operation):
         grid, inner = self.grid, other(outer)
 
         def one_outer(index, results):
-            index, o = jnp.divmod(index, grid.steps(outer))
-            index, k = jnp.divmod(index, grid.steps("k"))
-            x, b = jnp.divmod(index, grid.steps("b"))
+            index, o = divmod(index, grid.steps(outer))
+            index, k = divmod(index, grid.steps("k"))
+            x, b = divmod(index, grid.steps("b"))
             start = {"x": x, "b": b * grid.size("b"), "k": k * grid.size("k"), "g": 0, outer: o * grid.size(outer)}
             fixed = [
                 None if inner in axes else _take(grid, axes, operand, start)
@@ -107,18 +107,23 @@ class Sweep(Operation):
                 carry, terms = step(here, carry, blocks)
                 return carry, self._add(results, here, terms, lambda axes: inner in axes)
 
-            low, high = self.rule.span(outer, start[outer], start[outer] + grid.size(outer) - 1, grid.length(inner))
-            low = jnp.int32(jnp.maximum(low, 0) // grid.size(inner))
-            high = jnp.int32(
-                jnp.minimum(jnp.maximum(high + grid.size(inner), 0) // grid.size(inner), grid.steps(inner))
-            )
-            carry, results = lax.fori_loop(low, high, one_inner, (first(), results))
+            last_outer = start[outer] + grid.size(outer) - 1
+            steps = self._steps(inner, self.rule.span(outer, start[outer], last_outer, grid.length(inner)))
+            carry, results = _repeat(*steps, one_inner, (first(), results))
             return self._add(results, start | {inner: 0}, last(carry), lambda axes: inner not in axes)
 
         count = grid.steps("x") * grid.steps("b") * grid.steps("k") * grid.steps(outer)
         results = [jnp.zeros(output.shape, accumulator(output.dtype)) for output in self.outputs]
-        results = lax.fori_loop(0, count, one_outer, results)
+        results = _repeat(0, count, one_outer, results)
         return [result.astype(output.dtype) for result, output in zip(results, self.outputs, strict=True)]
+
+    def _steps(self, letter, span):
+        """The first step along an axis that touches the span, and the one after the last."""
+        if self.grid.steps(letter) == 1:
+            return 0, 1
+        size = self.grid.size(letter)
+        low, high = jnp.maximum(span[0], 0) // size, jnp.maximum(span[1] + size, 0) // size
+        return jnp.int32(low), jnp.int32(jnp.minimum(high, self.grid.steps(letter)))
 
     def _add(self, results, start, blocks, chosen: Callable[[str], bool]):
         blocks = iter(blocks)
@@ -323,13 +328,24 @@ def other(letter: str) -> str:
     return "s" if letter == "t" else "t"
 
 
+def _repeat(low, high, body, state):
+    """`lax.fori_loop`; a single step is not made a loop, in which XLA would fuse and fold less."""
+    if isinstance(high, int) and high - low == 1:
+        return body(low, state)
+    return lax.fori_loop(low, high, body, state)
+
+
 def _take(grid, axes, array, start):
     sizes = grid.block_shape(axes, array.shape)
+    if sizes == list(array.shape):
+        return array
     return lax.dynamic_slice(array, _first(axes, array.shape, sizes, start), sizes)
 
 
 def _add(grid, axes, array, start, block):
     sizes = grid.block_shape(axes, array.shape)
+    if sizes == list(array.shape):
+        return array + block.reshape(sizes)
     first = _first(axes, array.shape, sizes, start)
     block = block.reshape(sizes) + lax.dynamic_slice(array, first, sizes)
     return lax.dynamic_update_slice(array, block, first)

@@ -12,9 +12,6 @@ from attention_jax.mask_tree import as_mask
 
 IMPLEMENTATIONS = {"reference": multi_head_attention_and_lse, "blockwise": blockwise_attention}
 
-# Up to so many queries times keys the whole matrix of weights is made at once: see `python -m benchmarks.attention`.
-REFERENCE_UP_TO = 128 * 128
-
 
 def attention(
     query, key, value, *, mask=None, score=None, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None,
@@ -35,8 +32,8 @@ def attention(
       dropout_rate: probability, in [0, 1), that a weight is dropped, independently in each head and batch element.
       dropout_rng: random key, wanted when `dropout_rate` is not 0.
       precision: of the matrix products, as in `jax.numpy.matmul`.
-      implementation: "reference", which makes the whole matrix of weights, or "blockwise". Default: the faster one; see
-        `explain`.
+      implementation: "reference", which makes the whole matrix of weights, or "blockwise". Default: the one that
+        `explain` names.
 
     Returns:
       `[*B, T, N, Hv]` in the dtype of `query`; 0 for a query that sees no key, NaN for one that sees a non-finite key
@@ -79,6 +76,8 @@ def attention_and_lse(query, key, value, *, implementation: str | None = None, *
 
 def _choose(query, key, value, implementation) -> tuple[str, str]:
     """Which implementation, and why."""
+    # By `python -m benchmarks.attention` on 2 CPU cores, blockwise takes 0.1 to 0.45 of the reference's time, forward
+    # and backward, from (B, T, N, H) = (32, 64, 4, 32) on. A problem of one block has no loop: it is the plain path.
     T, S = query.shape[-3], key.shape[-3]
     if implementation is not None:
         if implementation not in IMPLEMENTATIONS:
@@ -87,9 +86,7 @@ def _choose(query, key, value, implementation) -> tuple[str, str]:
         return implementation, "asked for"
     if 0 in (*query.shape, *value.shape):
         return "reference", "there is nothing to compute"
-    if T * S <= REFERENCE_UP_TO:
-        return "reference", f"{T} x {S} weights a head are few enough to make at once"
-    return "blockwise", f"{T} x {S} weights a head are made block by block"
+    return "blockwise", f"it is the faster one for {T} queries x {S} keys, as for all that were measured"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import suite
+from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
@@ -57,9 +58,9 @@ def close(ours, theirs, tolerance=2e-6):
         assert suite.error(one, other) <= tolerance
 
 
-def modes(attend, query, key, value, cotangent):
+def modes(attend, query, key, value, cotangent, slopes):
     """Gradient, tangent, tangent of the gradient, and gradient of the gradient, in all inputs at once."""
-    inputs = query, key, value, SLOPES
+    inputs = query, key, value, slopes
     tangents = tuple(jnp.roll(x, 1, axis=0) for x in inputs)
 
     def total(*inputs):
@@ -79,27 +80,38 @@ def modes(attend, query, key, value, cotangent):
     }
 
 
-# every mask and every score once, and the richest of each together, with dropout
-PAIRS = [*((mask, "none") for mask in MASKS), *(("causal", score) for score in SCORES if score != "none")]
+FEW = {("segments", "function")}
+PAIRS = [
+    pytest.param(mask, score, marks=() if (mask, score) in FEW else pytest.mark.slow)
+    for mask in MASKS
+    for score in SCORES
+]
 
 
-@pytest.mark.parametrize("mask, score", [*PAIRS, ("segments", "function")])
+@pytest.mark.parametrize("mask, score", PAIRS)
 def test_every_mode_of_differentiation(mask, score, arrays):
-    dropout = {"dropout_rate": 0.3, "dropout_rng": jax.random.key(1)} if mask == "segments" else {}
+    """Of each pair of mask and score, some with dropout; the truth is the reference, itself held to the oracle, in
+    float64."""
+    dropout = {"dropout_rate": 0.3, "dropout_rng": jax.random.key(1)} if mask in ("none", "segments") else {}
     reference, blockwise = both(MASKS[mask], SCORES[score], **dropout)
-    truth, ours = (jax.jit(partial(modes, attend))(*arrays) for attend in (reference, blockwise))
+    with x64_if(True):
+        truth = jax.jit(partial(modes, reference))(*(x.astype("float64") for x in (*arrays, SLOPES)))
+    ours = jax.jit(partial(modes, blockwise))(*arrays, SLOPES)
     for mode in truth:
-        close(ours[mode], truth[mode], tolerance=2e-5)
+        close(ours[mode], truth[mode], tolerance=1e-5)
 
 
-@pytest.mark.parametrize("block_sizes", [(1, 1), (3, 17), (13, 2), (64, 64)])
+@pytest.mark.parametrize("block_sizes", [pytest.param((1, 3), marks=pytest.mark.slow), (6, 17), (64, 64)])
 def test_every_block_size(block_sizes, arrays):
     dropout = {"dropout_rate": 0.5, "dropout_rng": jax.random.key(3)}
     reference, blockwise = both(MASKS["segments"], SCORES["function"], **dropout)
     close(jax.jit(partial(blockwise, block_sizes=block_sizes))(*arrays[:3], SLOPES), reference(*arrays[:3], SLOPES))
 
 
-@pytest.mark.parametrize("which", ["query", "value", "mask", "slopes", "rng", "everything"])
+@pytest.mark.parametrize(
+    "which",
+    ["query", "mask", "everything", *(pytest.param(x, marks=pytest.mark.slow) for x in ("value", "slopes", "rng"))],
+)
 def test_vmap_over_any_argument(which, arrays):
     """And over its gradient, and over two at once."""
     query, key, value, cotangent = (x[0] for x in arrays)
@@ -247,7 +259,10 @@ def loss(query, key, value):
     return jnp.sum(aj.attention(query, key, value, mask=aj.causal() & aj.key_lengths(jnp.array([900]))) ** 2)
 
 
-@pytest.mark.parametrize("mode", ["forward", "gradient", "tangent", "tangent of the gradient"])
+@pytest.mark.parametrize(
+    "mode",
+    ["gradient", *(pytest.param(x, marks=pytest.mark.slow) for x in ("forward", "tangent", "tangent of the gradient"))],
+)
 def test_memory_grows_linearly(mode):
     gradient = jax.grad(loss, (0, 1, 2))
     fn = {
@@ -256,8 +271,8 @@ def test_memory_grows_linearly(mode):
         "tangent": lambda *x: jax.jvp(loss, x, x)[1],
         "tangent of the gradient": lambda *x: jax.jvp(gradient, x, x)[1],
     }[mode]
-    short, long, longer = (temporary_bytes(fn, T) for T in (4096, 8192, 16384))
-    assert long <= 2.1 * short and longer <= 2.1 * long
+    short, long = (temporary_bytes(fn, T) for T in (8192, 16384))
+    assert 0 < long <= 2.1 * short
 
 
 def test_two_runs_are_equal_bit_for_bit(arrays):

@@ -30,14 +30,13 @@ def attention(request):
 
 @pytest.fixture
 def everything(attention):
-    """Output and gradients of an implementation."""
+    """Output and gradients of an implementation, as a function."""
+    return partial(_everything, attention)
 
-    @jax.jit
-    def everything(query, key, value, cotangent, mask=None, bias=None):
-        attend = partial(attention, mask=mask, bias=bias)
-        return suite.output_and_gradients(attend, query, key, value, cotangent)
 
-    return everything
+@partial(jax.jit, static_argnums=0)
+def _everything(attention, query, key, value, cotangent, mask=None, bias=None):
+    return suite.output_and_gradients(partial(attention, mask=mask, bias=bias), query, key, value, cotangent)
 
 
 def assert_same_bits(ours, theirs):

@@ -13,10 +13,20 @@ from x64 import x64_if
 
 import attention_jax as aj
 
+FEW_MASKS = ["none", "causal, rows that see nothing", "segments", "tree"]
 
-@pytest.fixture(params=suite.IMPLEMENTATIONS)
-def attention(request):
-    return suite.IMPLEMENTATIONS[request.param]
+
+def cases(masks, others, few):
+    """Implementation, mask and something else; all but a few at leisure."""
+    return [
+        pytest.param(
+            attention, mask, other, id=f"{name}-{mask}-{other}",
+            marks=() if (mask, other) in few else pytest.mark.slow,
+        )
+        for name, attention in suite.IMPLEMENTATIONS.items()
+        for mask in masks
+        for other in others
+    ]  # fmt: skip
 
 
 def run(attention, shape, mask_name, dtype):
@@ -33,31 +43,33 @@ def run(attention, shape, mask_name, dtype):
         assert suite.error(ours, true) <= suite.GRADIENT_TOLERANCES[dtype]
 
 
-FEW_MASKS = ["none", "causal, rows that see nothing", "segments", "tree"]
+DTYPES = {*((mask, "float32") for mask in suite.MASKS), ("tree", "float64")}
+LAYOUTS = {("tree", "multi-query"), ("segments", "two batch dims"), ("none", "one of each"), ("tree", "7 on 112")}
 
 
-@pytest.mark.parametrize("mask_name", suite.MASKS)
-def test_every_mask(attention, mask_name):
-    run(attention, "grouped", mask_name, "float32")
-    with x64_if(True):
-        run(attention, "grouped", mask_name, "float64")
-
-
-@pytest.mark.parametrize("mask_name", FEW_MASKS)
-@pytest.mark.parametrize("shape", ["one of each", "7 on 112", "multi-query", "two batch dims"])
-def test_every_head_layout(attention, shape, mask_name):
-    run(attention, shape, mask_name, "float32")
-
-
-@pytest.mark.parametrize("mask_name", FEW_MASKS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_every_low_dtype(attention, dtype, mask_name):
-    run(attention, "grouped", mask_name, dtype)
+@pytest.mark.parametrize("attention, mask_name, dtype", cases(suite.MASKS, ["float32", "float64"], DTYPES))
+def test_every_mask(attention, mask_name, dtype):
+    with x64_if(dtype == "float64"):
+        run(attention, "grouped", mask_name, dtype)
 
 
 @pytest.mark.parametrize(
-    "name, block_sizes", [("reference", None), ("blockwise", (128, 100)), ("blockwise", (539, 64))]
+    "attention, mask_name, shape",
+    cases(FEW_MASKS, ["one of each", "7 on 112", "multi-query", "two batch dims"], LAYOUTS),
 )
+def test_every_head_layout(attention, mask_name, shape):
+    run(attention, shape, mask_name, "float32")
+
+
+@pytest.mark.parametrize(
+    "attention, mask_name, dtype",
+    cases(FEW_MASKS, ["bfloat16", "float16"], {("tree", "bfloat16"), ("segments", "float16")}),
+)
+def test_every_low_dtype(attention, mask_name, dtype):
+    run(attention, "grouped", mask_name, dtype)
+
+
+@pytest.mark.parametrize("name, block_sizes", [("reference", None), ("blockwise", (128, 100))])
 def test_a_length_that_is_no_multiple_of_anything(name, block_sizes):
     attention = suite.IMPLEMENTATIONS[name]
     run(attention if block_sizes is None else partial(attention, block_sizes=block_sizes), "539", "tree", "float32")

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention_jax.dot_product import merge_heads, multi_head_attention
+from attention_jax.dispatch import attention
+from attention_jax.dot_product import merge_heads
 from attention_jax.modules.feed_forward import Dropout, Linear
 from attention_jax.projections import project_fused, project_separate
 
@@ -52,9 +53,9 @@ class SingleHeadAttention(nnx.Module):
         context = x if context is None else context
         query, key, value = (layer(source)[..., None, :] for layer, source in self._projections(x, context))
         dropout = _dropout_arguments(self.dropout_rate, rngs)
-        output = multi_head_attention(query, key, value, mask=mask, **dropout)[..., 0, :]
+        output = attention(query, key, value, mask=mask, **dropout)[..., 0, :]
         if return_weights:
-            return output, _recover_weights(multi_head_attention, query, key, mask)[..., 0, :, :]
+            return output, _recover_weights(attention, query, key, mask)[..., 0, :, :]
         return output
 
     def _projections(self, x, context):
@@ -137,7 +138,7 @@ class MultiHeadAttention(nnx.Module):
         dropout_rate: float = 0.0,
         rotary: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
         qk_norm: bool = False,
-        attention_fn: Callable[..., jax.Array] = multi_head_attention,
+        attention_fn: Callable[..., jax.Array] = attention,
         rngs: nnx.Rngs,
     ):
         H = _head_dim(embed_dim, num_heads)
@@ -223,7 +224,7 @@ def _recover_weights(attention_fn, query, key, mask) -> jax.Array:
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"return_weights=True asks attention_fn to attend to values {identity.shape}, the identity, which it "
-            f"refused ({error}): use one that takes any value head dim, such as multi_head_attention"
+            f"refused ({error}): use one that takes any value head dim, such as attention_jax.attention"
         ) from error
 
 

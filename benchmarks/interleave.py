@@ -1,0 +1,26 @@
+"""Timing that a noisy machine cannot bend far: every contender runs in every round, in a random order."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+
+def medians(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of a call of each contender, after two calls to warm up.
+
+    Between calls there is a pause: the threads of one library's pool spin for a while after their work, and would take
+    the cores from the next.
+    """
+    for run in contenders.values():
+        run()
+        run()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample(list(contenders), len(contenders)):
+            time.sleep(0.02)
+            start = time.perf_counter()
+            contenders[name]()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
