@@ -1,4 +1,4 @@
-"""Loops over blocks of queries and keys, and what they are under `jvp`, transposition and `vmap`.
+"""Loops over blocks of queries and keys, and what they are under `vmap`.
 
 The axes of every array are named by letters: `b`, `k`, `g`, `t`, `s` as in the legend, in front of them `x` for what
 `vmap` added, and `.` for an axis that is always taken whole. A query is `"btkg."`, a log-sum-exp `"bkgt"`, a scalar
@@ -211,114 +211,6 @@ class Sweep(Operation):
         return [r if x else r.sum(1) for r, x in zip(results, has_x, strict=True)], [0] * len(results)
 
 
-@dataclass(frozen=True)
-class BlockSum(Sweep):
-    """The sum of `rule.term` over all blocks.
-
-    Its tangent is again such a sum, and so is its transpose: differentiated any number of times, in either mode, it
-    remains a loop over blocks that keeps none of them.
-    """
-
-    outer: str = "t"
-
-    def run(self, *operands):
-        inner = [other(self.outer) in axes for axes in self.out_axes]
-
-        def step(start, carry, blocks):
-            def terms(masked):
-                def term(block, *operands):
-                    return self.rule.term(block, masked, *operands)
-
-                terms = self.by_head(term, self.axes, self.out_axes, start, blocks)
-                return [term.reshape(zero.shape) for term, zero in zip(terms, self.zeros(), strict=True)]
-
-            terms = self.by_kind(start, blocks, self.zeros(), terms)
-            carry = [c + t for c, t in zip(carry, _where(terms, inner, False), strict=True)]
-            return carry, _where(terms, inner, True)
-
-        return self.loop(operands, self.outer, lambda: _where(self.zeros(), inner, False), step, lambda carry: carry)
-
-    def jvp(self, primals, tangents):
-        moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
-        return self(*primals), self.tangent(moving)(*primals, *(tangents[index] for index in moving))
-
-    def tangent(self, moving: tuple[int, ...]) -> "BlockSum":
-        """The sum's tangent; operands are those of the sum, and the tangents of those in `moving`."""
-        rule = Tangent(self.rule, len(self.axes), moving)
-        return replace(self, rule=rule, axes=self.axes + tuple(self.axes[index] for index in moving))
-
-    def transpose(self, cotangents, operands, linear):
-        moving = tuple(index for index, ours in enumerate(linear) if ours)
-        given = tuple(index for index, cotangent in enumerate(cotangents) if cotangent is not None)
-        shapes = [self.grid.head_shape(self.axes[index], operands[index].shape) for index in moving]
-        types = tuple(
-            jax.ShapeDtypeStruct(shape, operands[index].dtype) for shape, index in zip(shapes, moving, strict=True)
-        )
-        rule = Transposed(self.rule, len(self.axes), moving, types, given)
-        known = [index for index, ours in enumerate(linear) if not ours]
-        turned = replace(
-            self,
-            rule=rule,
-            axes=(*(self.axes[index] for index in known), *(self.out_axes[index] for index in given)),
-            out_axes=tuple(self.axes[index] for index in moving),
-            outputs=tuple(jax.ShapeDtypeStruct(operands[index].shape, operands[index].dtype) for index in moving),
-            outer=other(self.outer),
-        )
-        results = iter(turned(*(operands[index] for index in known), *(cotangents[index] for index in given)))
-        return [next(results) if ours else None for ours in linear]
-
-
-@dataclass(frozen=True)
-class _Derived:
-    rule: Any
-    count: int  # operands of `rule`
-    moving: tuple[int, ...]  # those that have tangents, or are linear
-
-    def span(self, *args):
-        return self.rule.span(*args)
-
-    def some_every(self, *args):
-        return self.rule.some_every(*args)
-
-
-@dataclass(frozen=True)
-class Tangent(_Derived):
-    """The tangent of a rule's term; the operands' tangents follow the operands."""
-
-    def term(self, block, masked, *operands):
-        operands, tangents = list(operands[: self.count]), operands[self.count :]
-
-        def term(*moved):
-            for index, value in zip(self.moving, moved, strict=True):
-                operands[index] = value
-            return tuple(self.rule.term(block, masked, *operands))
-
-        return jax.jvp(term, tuple(operands[index] for index in self.moving), tangents)[1]
-
-
-@dataclass(frozen=True)
-class Transposed(_Derived):
-    """The transpose of a rule's term in its linear operands: the others come first, then the cotangents `given`."""
-
-    types: tuple[jax.ShapeDtypeStruct, ...]
-    given: tuple[int, ...]
-
-    def term(self, block, masked, *operands):
-        by_hand = getattr(self.rule.rule, "transposed_tangent", None) if isinstance(self.rule, Tangent) else None
-        split = self.count - len(self.moving)
-        known, cotangents = operands[:split], operands[split:]
-        if by_hand and self.moving == tuple(range(self.rule.count, self.count)):
-            return by_hand(block, masked, known, self.rule.moving, dict(zip(self.given, cotangents, strict=True)))
-
-        def linear(*values):
-            known_left, linear_left = iter(known), iter(values)
-            everything = [next(linear_left if index in self.moving else known_left) for index in range(self.count)]
-            terms = self.rule.term(block, masked, *everything)
-            return [terms[index] for index in self.given]
-
-        return jax.linear_transpose(linear, *self.types)(list(cotangents))
-
-
 def accumulator(dtype):
     """What sums are held in: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
@@ -367,10 +259,6 @@ def _over(fn, letter, size, axes, out_axes):
         return tuple(jnp.sum(output, 0) if axis is None else output for output, axis in outputs)
 
     return summed
-
-
-def _where(values, which, wanted):
-    return [value for value, marked in zip(values, which, strict=True) if marked == wanted]
 
 
 def _with_x(axes: str) -> str:
