@@ -27,13 +27,15 @@ class BlockSum(Sweep):
                     return self.rule.term(block, masked, *operands)
 
                 terms = self.by_head(term, self.axes, self.out_axes, start, blocks)
-                return [term.reshape(zero.shape) for term, zero in zip(terms, self.zeros(), strict=True)]
+                return [term.reshape(zero.shape) for term, zero in zip(terms, self.zeros(operands), strict=True)]
 
-            terms = self.by_kind(start, blocks, self.zeros(), terms)
+            terms = self.by_kind(start, blocks, self.zeros(operands), terms)
             carry = [c + t for c, t in zip(carry, _where(terms, inner, False), strict=True)]
             return carry, _where(terms, inner, True)
 
-        return self.loop(operands, self.outer, lambda: _where(self.zeros(), inner, False), step, lambda carry: carry)
+        return self.loop(
+            operands, self.outer, lambda: _where(self.zeros(operands), inner, False), step, lambda carry: carry
+        )
 
     def jvp(self, primals, tangents):
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)

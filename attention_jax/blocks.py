@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attention_jax.mask_tree import Span, Truth
-from attention_jax.operation import Operation
+from attention_jax.operation import Operation, vary_like
 
 LETTERS = "xbkgts"
 
@@ -113,7 +113,8 @@ class Sweep(Operation):
             return self._add(results, start | {inner: 0}, last(carry), lambda axes: inner not in axes)
 
         count = grid.steps("x") * grid.steps("b") * grid.steps("k") * grid.steps(outer)
-        results = [jnp.zeros(output.shape, accumulator(output.dtype)) for output in self.outputs]
+        zeros = [jnp.zeros(output.shape, accumulator(output.dtype)) for output in self.outputs]
+        results = [vary_like(zero, operands) for zero in zeros]
         results = _repeat(0, count, one_outer, results)
         return [result.astype(output.dtype) for result, output in zip(results, self.outputs, strict=True)]
 
@@ -132,12 +133,12 @@ class Sweep(Operation):
             for result, axes in zip(results, self.out_axes, strict=True)
         ]
 
-    def zeros(self) -> list[jax.Array]:
+    def zeros(self, operands) -> list[jax.Array]:
         """A block of each output."""
-        return [
-            jnp.zeros(self.grid.block_shape(axes, output.shape), accumulator(output.dtype))
-            for axes, output in zip(self.out_axes, self.outputs, strict=True)
-        ]
+        outputs = zip(self.out_axes, self.outputs, strict=True)
+        shapes = [(self.grid.block_shape(axes, output.shape), output.dtype) for axes, output in outputs]
+        zeros = [jnp.zeros(shape, accumulator(dtype)) for shape, dtype in shapes]
+        return [vary_like(zero, operands) for zero in zeros]
 
     def by_head(self, fn: Callable, axes, out_axes, start, blocks) -> tuple[jax.Array, ...]:
         """`fn(block, *operands)` of one head, mapped over the heads and examples of a step; where an output lacks one

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -18,7 +19,7 @@ class Operation(ABC):
     """A function from arrays to a list of arrays; subclasses are hashable, and equal ones are compiled once."""
 
     def __call__(self, *operands) -> list[jax.Array]:
-        return _primitive.bind(*operands, operation=self)
+        return _primitive.bind(*(vary_like(operand, operands) for operand in operands), operation=self)
 
     @abstractmethod
     def run(self, *operands) -> Sequence[jax.Array]:
@@ -38,6 +39,19 @@ class Operation(ABC):
     @abstractmethod
     def batch(self, operands, axes: Sequence[int | None]) -> tuple[Sequence, Sequence[int]]:
         """Outputs under `vmap` with these axes of the operands, and where the outputs' new axes are."""
+
+
+def vary_like(array, operands) -> jax.Array:
+    """`array`, made to vary over the mesh axes of the operands, as `jax.shard_map` wants it of what a loop carries."""
+    axes = frozenset().union(*map(_varying, operands)) - _varying(array)
+    if not axes:
+        return array
+    return lax.pcast(array, tuple(axes), to="varying") if hasattr(lax, "pcast") else lax.pvary(array, tuple(axes))
+
+
+def _varying(array) -> frozenset:
+    aval = jax.typeof(array)
+    return aval.vma if hasattr(aval, "vma") else aval.mat.varying  # before and after jax 0.10
 
 
 _primitive = Primitive("attention_operation")

@@ -74,6 +74,11 @@ def alibi(slopes, *, offset: int | None = None) -> Score:
     Args:
       slopes: `[N]`, as `attention_jax.alibi_slopes` gives them, or learned.
       offset: as in `causal`: query t stands at key position t + offset.
+
+    >>> from attention_jax import alibi_slopes, attention
+    >>> x = jnp.ones((6, 2, 4))
+    >>> attention(x, x, x, score=alibi(alibi_slopes(2))).shape
+    (6, 2, 4)
     """
     return Alibi(jnp.asarray(slopes), _offset("alibi(offset=)", offset))
 
@@ -86,6 +91,11 @@ def relative_bias(table, *, bidirectional: bool = False, max_distance: int = 128
       bidirectional: whether later keys have buckets of their own, half of them; else they share that of distance 0.
       max_distance: from where on all distances share the last bucket (static int).
       offset: as in `causal`: query t stands at key position t + offset.
+
+    >>> from attention_jax import attention
+    >>> x = jnp.ones((6, 2, 4))
+    >>> attention(x, x, x, score=relative_bias(jnp.zeros((32, 2)))).shape
+    (6, 2, 4)
     """
     max_distance = static_int("relative_bias(max_distance=)", max_distance, minimum=2)
     return RelativeBias(jnp.asarray(table), bidirectional, max_distance, _offset("relative_bias(offset=)", offset))
@@ -115,6 +125,11 @@ def soft_cap(cap) -> Score:
 
     Args:
       cap: positive number, or scalar array.
+
+    >>> from attention_jax import attention
+    >>> x = jnp.ones((6, 2, 4))
+    >>> attention(100 * x, x, x, score=soft_cap(30.0)).shape
+    (6, 2, 4)
     """
     return SoftCap(jnp.asarray(cap, float))
 

@@ -20,6 +20,7 @@ from jax import lax
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import Sweep, accumulator
 from attention_jax.dropout import keep_positions
+from attention_jax.operation import vary_like
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class Softmax(Sweep):
         Hv = self.outputs[0].shape[-1]
 
         def first():
-            return [jnp.full(lengths, -jnp.inf, dtype), jnp.zeros(lengths, dtype), jnp.zeros((*lengths, Hv), dtype)]
+            peak, total = jnp.full(lengths, -jnp.inf, dtype), jnp.zeros(lengths, dtype)
+            return [vary_like(x, operands) for x in (peak, total, jnp.zeros((*lengths, Hv), dtype))]
 
         def step(start, carry, blocks):
             def online(masked):

@@ -182,6 +182,27 @@ def test_checkpoint_scan_and_eager_calls(arrays):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_shard_map_over_the_batch(implementation, arrays):
+    """Each device has some examples; the slopes are everyone's."""
+    query, key, value, cotangent = arrays
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    ours, shared = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+
+    def attend(query, key, value, lengths, slopes):
+        mask, score = aj.causal(offset=4) & aj.key_lengths(lengths), scores.alibi(slopes, offset=0)
+        return aj.attention(query, key, value, mask=mask, score=score, implementation=implementation)
+
+    def gradient(attend):
+        def total(query, key, slopes):
+            return jnp.vdot(attend(query, key, value, jnp.array([17, 3]), slopes), cotangent)
+
+        return jax.jit(jax.grad(total, (0, 1, 2)))(query, key, SLOPES)
+
+    spread = jax.shard_map(attend, mesh=mesh, in_specs=(ours, ours, ours, ours, shared), out_specs=ours)
+    close(gradient(spread), gradient(attend))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 def test_log_sum_exp_is_exact_and_differentiable(implementation, arrays):
     query, key, value, _ = (x.astype(jnp.bfloat16) for x in arrays)
 
