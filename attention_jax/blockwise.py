@@ -100,7 +100,8 @@ def block_grid(query_shape, value_shape, block_sizes: tuple[int, int]) -> Grid:
     *batch, T, N, _ = query_shape
     S, K, _ = value_shape[-3:]
     B, G = math.prod(batch), N // K
-    t, s = (_fit(length, most) for length, most in zip((T, S), block_sizes, strict=True))
+    s = _fit(S, block_sizes[1])
+    t = _fit(T, min(block_sizes[0], max(SCORES_A_STEP // (G * s), 32)))  # a step takes whole groups of heads
     heads = max(SCORES_A_STEP // (t * s), 1)
     k = _divisor(K, heads // G)
     b = _divisor(B, heads // (G * k))

@@ -296,6 +296,15 @@ def test_memory_grows_linearly(mode):
     assert 0 < long <= 2.1 * short
 
 
+def test_many_queries_on_one_key_head_take_no_more_memory():
+    def bytes_of(N, K):
+        query, key = (jax.ShapeDtypeStruct((1, 4096, heads, 16), jnp.float32) for heads in (N, K))
+        attend = jax.jit(partial(aj.attention, mask=aj.causal()))
+        return attend.lower(query, key, key).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(64, 1) <= 1.5 * bytes_of(64, 64)
+
+
 def test_two_runs_are_equal_bit_for_bit(arrays):
     run = jax.jit(partial(suite.output_and_gradients, partial(suite.blockwise, mask=MASKS["segments"])))
     for one, other in zip(run(*arrays), run(*arrays), strict=True):
