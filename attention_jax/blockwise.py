@@ -19,13 +19,14 @@ from attention_jax.mask_tree import Mask, as_mask
 from attention_jax.scores import Score, ScoreFunction, check_score
 from attention_jax.softmax import AttentionRule, Softmax
 
-QUERY_BLOCK, KEY_BLOCK = 512, 512
+BLOCK = 512
+NARROW_BLOCK = 128
 SCORES_A_STEP = 2**20
 
 
 def blockwise_attention(
     query, key, value, *, mask=None, score=None, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None,
-    block_sizes: tuple[int, int] = (QUERY_BLOCK, KEY_BLOCK),
+    block_sizes: tuple[int, int] | None = None,
 ):  # fmt: skip
     """Output `[*B, T, N, Hv]` and log-sum-exp `[*B, N, T]`; arguments as `attention`, and the most queries and keys a
     block may have.
@@ -45,7 +46,7 @@ def blockwise_attention(
         check_mask_shape(mask, (*batch, N, T, S))
     if 0 in (*query.shape, *value.shape):
         return jnp.zeros((*batch, T, N, Hv), query.dtype), jnp.full((*batch, N, T), -jnp.inf, accumulator(query.dtype))
-    grid = block_grid(query.shape, value.shape, block_sizes)
+    grid = block_grid(query.shape, value.shape, block_sizes or block_sizes_for(mask, S))
     dtype = accumulator(query.dtype)
 
     positions = jnp.arange(grid.size("t"))[:, None], jnp.arange(grid.size("s"))[None, :]
@@ -92,6 +93,15 @@ def blockwise_attention(
     )
     output, lse = softmax(*operands)
     return output[:, :T].reshape(*batch, T, N, Hv), lse[..., :T].reshape(*batch, N, T)
+
+
+def block_sizes_for(mask: Mask | None, S: int) -> tuple[int, int]:
+    """The most queries and keys in a block: fewer where the mask lets a query see a narrow band of keys only, most of
+    which would lie outside a larger block."""
+    first, last = (0, S - 1) if mask is None else mask.columns_of((S // 2, S // 2), S)
+    width = max(last - first + 1, 1)
+    size = min(max(1 << (width.bit_length() - 1), NARROW_BLOCK), BLOCK)
+    return size, size
 
 
 def block_grid(query_shape, value_shape, block_sizes: tuple[int, int]) -> Grid:

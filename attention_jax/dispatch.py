@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from attention_jax.blockwise import KEY_BLOCK, QUERY_BLOCK, block_grid, blockwise_attention
+from attention_jax.blockwise import block_grid, block_sizes_for, blockwise_attention
 from attention_jax.checks import check_many_heads
 from attention_jax.dot_product import multi_head_attention_and_lse
 from attention_jax.mask_tree import as_mask
@@ -131,7 +131,7 @@ def explain(query, key, value, *, mask=None, implementation: str | None = None, 
     >>> x = jnp.ones((2048, 4, 32))
     >>> plan = explain(x, x, x, mask=sliding_window(256, 0))
     >>> plan.implementation, plan.blocks, plan.skipped
-    ('blockwise', 16, 9)
+    ('blockwise', 64, 49)
     """
     query, key, value = check_many_heads(query, key, value)
     name, reason = _choose(query, key, value, implementation)
@@ -143,7 +143,8 @@ def explain(query, key, value, *, mask=None, implementation: str | None = None, 
     T, S = query.shape[-3], key.shape[-3]
     blocks, skipped, unmasked, size = 1, 0, int(mask is None), (T, S)
     if name == "blockwise":
-        grid = block_grid(query.shape, value.shape, (QUERY_BLOCK, KEY_BLOCK))
+        mask = None if mask is None else as_mask(mask)
+        grid = block_grid(query.shape, value.shape, block_sizes_for(mask, S))
         size = grid.size("t"), grid.size("s")
         blocks = grid.steps("t") * grid.steps("s")
         skipped, unmasked = _count(mask, size, grid.steps("t"), grid.steps("s"), S)
@@ -155,7 +156,6 @@ def _count(mask, size, rows: int, columns: int, S: int) -> tuple[int | None, int
     last_row, last_column = first_row + size[0] - 1, first_column + size[1] - 1
     some, every = True, True
     if mask is not None:
-        mask = as_mask(mask)
         if jax.tree.leaves(mask):
             return None, None
         some, every = mask.some_every((first_row, last_row), (first_column, last_column))

@@ -311,6 +311,12 @@ def test_two_runs_are_equal_bit_for_bit(arrays):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
+def test_narrow_windows_have_small_blocks():
+    x = jnp.zeros((4096, 1, 4))
+    sizes = {left: aj.explain(x, x, x, mask=aj.sliding_window(left, 0)).block_size for left in (0, 200, 256, 700)}
+    assert sizes == {0: (128, 128), 200: (128, 128), 256: (256, 256), 700: (512, 512)}
+
+
 @pytest.mark.parametrize("mask, skipped, unmasked", [
     (None, 0, 64),
     (aj.causal(), 28, 28),
