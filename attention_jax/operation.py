@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -17,6 +18,9 @@ from jax.interpreters import ad, batching, mlir
 
 class Operation(ABC):
     """A function from arrays to a list of arrays; subclasses are hashable, and equal ones are compiled once."""
+
+    outputs: Sequence[jax.ShapeDtypeStruct]
+    """What it returns."""
 
     def __call__(self, *operands) -> list[jax.Array]:
         return _primitive.bind(*(vary_like(operand, operands) for operand in operands), operation=self)
@@ -62,6 +66,13 @@ def _run(*operands, operation):
     return list(operation.run(*operands))
 
 
+def _abstract(*avals, operation):
+    def like_outputs(*operands):
+        return [vary_like(jnp.zeros(output.shape, output.dtype), operands) for output in operation.outputs]
+
+    return jax.make_jaxpr(like_outputs)(*avals).out_avals
+
+
 def _jvp(primals, tangents, *, operation):
     known = [None if type(tangent) is ad.Zero else tangent for tangent in tangents]
     return operation.jvp(primals, known)
@@ -75,7 +86,7 @@ def _transpose(cotangents, *operands, operation):
 
 
 _primitive.def_impl(partial(jax.jit, static_argnames="operation")(_run))
-_primitive.def_abstract_eval(lambda *avals, operation: jax.make_jaxpr(operation.run)(*avals).out_avals)
+_primitive.def_abstract_eval(_abstract)
 mlir.register_lowering(_primitive, mlir.lower_fun(_run, multiple_results=True))
 ad.primitive_jvps[_primitive] = _jvp
 ad.primitive_transposes[_primitive] = _transpose

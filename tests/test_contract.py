@@ -23,7 +23,7 @@ def arrays():
     return suite.inputs(SHAPE)
 
 
-@pytest.fixture(params=suite.IMPLEMENTATIONS)
+@pytest.fixture(params=["blockwise", pytest.param("reference", marks=pytest.mark.slow)])
 def attention(request):
     return suite.IMPLEMENTATIONS[request.param]
 

@@ -43,8 +43,8 @@ def run(attention, shape, mask_name, dtype):
         assert suite.error(ours, true) <= suite.GRADIENT_TOLERANCES[dtype]
 
 
-DTYPES = {*((mask, "float32") for mask in suite.MASKS), ("tree", "float64")}
-LAYOUTS = {("tree", "multi-query"), ("segments", "two batch dims"), ("none", "one of each"), ("tree", "7 on 112")}
+DTYPES = {*((mask, "float32") for mask in ("causal", "window", "segments", "lengths", "array")), ("tree", "float64")}
+LAYOUTS = {("tree", "multi-query"), ("segments", "two batch dims"), ("none", "one of each")}
 
 
 @pytest.mark.parametrize("attention, mask_name, dtype", cases(suite.MASKS, ["float32", "float64"], DTYPES))
@@ -63,13 +63,15 @@ def test_every_head_layout(attention, mask_name, shape):
 
 @pytest.mark.parametrize(
     "attention, mask_name, dtype",
-    cases(FEW_MASKS, ["bfloat16", "float16"], {("tree", "bfloat16"), ("segments", "float16")}),
+    cases(FEW_MASKS, ["bfloat16", "float16"], {("tree", "bfloat16")}),
 )
 def test_every_low_dtype(attention, mask_name, dtype):
     run(attention, "grouped", mask_name, dtype)
 
 
-@pytest.mark.parametrize("name, block_sizes", [("reference", None), ("blockwise", (128, 100))])
+@pytest.mark.parametrize(
+    "name, block_sizes", [pytest.param("reference", None, marks=pytest.mark.slow), ("blockwise", (128, 100))]
+)
 def test_a_length_that_is_no_multiple_of_anything(name, block_sizes):
     attention = suite.IMPLEMENTATIONS[name]
     run(attention if block_sizes is None else partial(attention, block_sizes=block_sizes), "539", "tree", "float32")

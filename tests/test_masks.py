@@ -64,7 +64,7 @@ def test_a_tree_is_its_rule_pair_by_pair(tree):
     np.testing.assert_array_equal(array, truth)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(trees, st.integers(0, T - 1), st.integers(1, T), st.integers(0, S - 1), st.integers(1, S))
 def test_a_block_is_a_part_of_the_whole(tree, row, height, column, width):
     mask, rule = tree
