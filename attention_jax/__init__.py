@@ -14,7 +14,6 @@ One head of one example is query [T, H], key [S, H], value [S, Hv]. Batching is 
 from attention_jax.dispatch import attention as attention
 from attention_jax.dispatch import attention_and_lse as attention_and_lse
 from attention_jax.dispatch import explain as explain
-from attention_jax.dot_product import attention_weights as attention_weights
 from attention_jax.dot_product import causal_attention as causal_attention
 from attention_jax.dot_product import merge_heads as merge_heads
 from attention_jax.dot_product import multi_head_attention as multi_head_attention
@@ -48,6 +47,7 @@ from attention_jax.scores import bias as bias
 from attention_jax.scores import relative_bias as relative_bias
 from attention_jax.scores import score_from_function as score_from_function
 from attention_jax.scores import soft_cap as soft_cap
+from attention_jax.weights import attention_weights as attention_weights
 
 
 def __getattr__(name: str):

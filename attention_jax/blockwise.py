@@ -75,9 +75,7 @@ def blockwise_attention(
         operands.append(seeds.reshape(grid.length("b"), K, N // K, -1))
         axes.append("bkg.")
 
-    finite = jnp.isfinite(query)  # what is not must not reach the gradient of the scale
-    scaled = jnp.where(finite, query, 0).astype(dtype) * check_scale(scale, H)
-    query = jnp.where(finite, scaled, jnp.nan).reshape(grid.length("b"), T, K, N // K, H)
+    query = _scaled(query.astype(dtype), check_scale(scale, H)).reshape(grid.length("b"), T, K, N // K, H)
     key, value = (x.reshape(grid.length("b"), S, K, x.shape[-1]) for x in (key, value))
     for array, letters in ((query, "btkg."), (key, "bsk."), (value, "bsk.")):
         operands.append(_pad(array, letters, grid))
@@ -125,6 +123,13 @@ def _fit(length: int, most: int) -> int:
 
 def _divisor(number: int, most: int) -> int:
     return max(divisor for divisor in range(1, number + 1) if number % divisor == 0 and divisor <= max(most, 1))
+
+
+def _scaled(query, scale):
+    if not isinstance(scale, jax.Array):
+        return query * scale
+    finite = jnp.isfinite(query)  # what is not must not reach the gradient of the scale
+    return jnp.where(finite, jnp.where(finite, query, 0) * scale, jnp.nan)
 
 
 def _canonical(array, letters, batch, K, N):

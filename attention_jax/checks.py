@@ -102,6 +102,20 @@ def check_scale(scale, head_dim: int):
     return scale
 
 
+def check_indices(name: str, indices, size: int) -> jax.Array:
+    """Integers `[number]` counted from the start, all of them if None; those known while tracing must exist."""
+    if indices is None:
+        return jnp.arange(size)
+    indices = jnp.asarray(indices)
+    if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"{name} must be a list of integers, got {indices.dtype}{list(indices.shape)}")
+    if not isinstance(indices, jax.core.Tracer):
+        missing = [int(index) for index in indices if not -size <= index < size]
+        if missing:
+            raise ValueError(f"{name} must lie in {-size} .. {size - 1}, got {missing[0]}")
+    return jnp.where(indices < 0, indices + size, indices)
+
+
 def _check_dtypes(arrays) -> dict[str, jax.Array]:
     arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
     for name, array in arrays.items():

@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from attention_jax.axes import by_group
+from attention_jax.axes import map_heads
 from attention_jax.checks import (
     check_bias,
     check_dropout,
@@ -25,44 +25,13 @@ from attention_jax.checks import (
 from attention_jax.dropout import keep_positions
 from attention_jax.mask_tree import static_int
 from attention_jax.masks import causal
-from attention_jax.scores import check_score
-
-
-def attention_weights(query, key, *, mask=None, bias=None, scale=None, precision=None) -> jax.Array:
-    """How much each query attends to each key: softmax(scale * query . key + bias) over the keys it may see.
-
-    Args:
-      query: `[T, H]`, floating point.
-      key: `[S, H]`, same dtype.
-      mask: `Mask` or bool `[T, S]`, True = may attend. Default: every query sees every key.
-      bias: floating `[T, S]`, added to the scaled logits; -inf hides a key.
-      scale: factor on query . key. Default: 1/sqrt(H).
-      precision: of the matrix product, as in `jax.numpy.matmul`.
-
-    Returns:
-      `[T, S]` in the dtype of `query`. Rows sum to 1; a row that sees no key is 0; a row that sees a non-finite key, or
-      whose logits overflow, is NaN. Logits and softmax are float32 (float64 for float64 inputs).
-
-    Raises:
-      TypeError: integer or bool inputs, a float mask, a bool bias.
-      ValueError: shapes or dtypes that do not fit each other.
-
-    >>> query, key = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
-    >>> print(attention_weights(query, key, scale=1.0))
-    [[0.7310586  0.26894143]]
-    """
-    query, key = check_one_head(query=query, key=key)
-    shape = len(query), len(key)
-    visible, bias = check_mask(mask, shape), check_bias(bias, shape)
-    scale = check_scale(scale, query.shape[-1])
-    weights, _, _, poisoned = _weights(query, key, visible, bias, scale=scale, precision=precision)
-    return jnp.where(poisoned, jnp.nan, weights).astype(query.dtype)
+from attention_jax.scores import apply_score, check_score
 
 
 def scaled_dot_product_attention(
     query, key, value, *, mask=None, bias=None, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None
 ) -> jax.Array:
-    """Attention of one head on one example: each query's average of the values, weighted by `attention_weights`.
+    """Attention of one head on one example: each query's average of the values, weighted by its `attention_weights`.
 
     Args:
       query: `[T, H]`, floating point.
@@ -169,25 +138,14 @@ def multi_head_attention_and_lse(
     options = {"scale": check_scale(scale, H), "rate": rate, "precision": precision}
 
     def one_head(query, key, value, visible, bias, rng, head, *arrays):
-        change = partial(_change, jax.tree.unflatten(tree, arrays), head)
+        change = partial(apply_score, jax.tree.unflatten(tree, arrays), head, jnp.arange(T), jnp.arange(S))
         return _one_head(query, key, value, visible, bias, rng, change, **options)
 
     rngs = jax.random.split(dropout_rng, (*batch, N)) if rate else None
+    others = [check_mask(mask, shape), check_bias(bias, shape), rngs, jnp.arange(N), *arrays]
     letters = ["*nts", "*nts", "*n", "n", *([] if score is None else score.axes())]
-    shared = [check_mask(mask, shape), check_bias(bias, shape), rngs, jnp.arange(N), *arrays]
-    arranged = [by_group(array, names, len(batch), K, N) for array, names in zip(shared, letters, strict=True)]
-    shared, axes = zip(*arranged, strict=True)
-
-    def over(attend, level, query_axis, key_axis):
-        return jax.vmap(
-            attend, (query_axis, key_axis, key_axis, *(levels[level] for levels in axes)), out_axes=(query_axis, 0)
-        )
-
-    attend = over(over(one_head, -1, 1, None), -2, 1, 1)  # a group of query heads shares its key and value
-    for level in reversed(range(len(batch))):
-        attend = over(attend, level, 0, 0)
-    output, lse = attend(query.reshape(*batch, T, K, N // K, H), key, value, *shared)
-    return output.reshape(*batch, T, N, value.shape[-1]), lse.reshape(*batch, N, T)
+    output, lse = map_heads(one_head, query, (key, value), others, letters)
+    return jnp.moveaxis(output, -2, -3), lse
 
 
 def split_heads(x, num_heads: int) -> jax.Array:
@@ -213,16 +171,9 @@ def merge_heads(x) -> jax.Array:
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def _change(score, head, logits):
-    if score is None:
-        return logits
-    T, S = logits.shape
-    return score.apply(logits, head, jnp.arange(T), jnp.arange(S))
-
-
 def _one_head(query, key, value, visible, bias, rng, change=lambda logits: logits, *, scale, rate, precision):
     (T, _), (S, Hv) = query.shape, value.shape
-    weights, lse, visible, poisoned = _weights(query, key, visible, bias, change, scale=scale, precision=precision)
+    weights, lse, visible, poisoned = head_weights(query, key, visible, bias, change, scale=scale, precision=precision)
     if rate:
         keep = keep_positions(rng, rate, jnp.arange(T), jnp.arange(S))
         weights = jnp.where(keep, weights / (1 - rate), 0)
@@ -234,9 +185,9 @@ def _one_head(query, key, value, visible, bias, rng, change=lambda logits: logit
     return output.astype(query.dtype), lse
 
 
-def _weights(query, key, visible, bias, change=lambda logits: logits, *, scale, precision):
-    """Weights `[T, S]`, all finite; log-sum-exp `[T]`; what is visible after all; and `[T, 1]`, which rows saw what is
-    not finite, and so have no right answer."""
+def head_weights(query, key, visible, bias, change=lambda logits: logits, *, scale, precision):
+    """One head's weights `[T, S]`, all finite; log-sum-exp `[T]`; what is visible after all; and `[T, 1]`, which rows
+    saw what is not finite, and so have no right answer."""
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     query, query_finite = _finite_rows(query.astype(dtype))
     key, key_finite = _finite_rows(key.astype(dtype))

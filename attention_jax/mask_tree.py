@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attention_jax.axes import cut_leaves
+
 Span = tuple[int | jax.Array, int | jax.Array]
 Truth = bool | jax.Array
 
@@ -57,19 +59,6 @@ class Mask:
     def check(self, T: int, S: int) -> None:
         """Raise `ValueError` if this mask cannot belong to T queries and S keys."""
 
-    def cut(self, rows: slice, columns: slice) -> "Mask":
-        """The mask with its own arrays cut down to these queries and keys, as `at` and `some_every` want it."""
-        leaves, tree = jax.tree.flatten(self)
-        wanted = {"t": rows, "s": columns}
-        cut = []
-        for leaf, axes in zip(leaves, self.axes(), strict=True):
-            names = axes.removeprefix("*")
-            sizes = leaf.shape[leaf.ndim - len(names) :]
-            whole = [size == 1 or name not in wanted for name, size in zip(names, sizes, strict=True)]
-            index = [slice(None) if keep else wanted[name] for name, keep in zip(names, whole, strict=True)]
-            cut.append(leaf[(..., *index)])
-        return jax.tree.unflatten(tree, cut)
-
     def to_array(self, T: int, S: int) -> jax.Array:
         """The whole mask as a bool array `[T, S]`, or `[*B, N or 1, T, S]` if it holds batched or per-head arrays.
 
@@ -109,7 +98,7 @@ class Mask:
         except ValueError as problem:
             return f"{self!r}: {problem}"
         rows, columns = min(T, _DRAWN_LIMIT), min(S, _DRAWN_LIMIT)
-        drawn = self.cut(slice(rows), slice(columns)).to_array(rows, columns)
+        drawn = cut_leaves(self, t=slice(rows), s=slice(columns)).to_array(rows, columns)
         first = "" if (rows, columns) == (T, S) else f"first {rows} x {columns} of "
         count = math.prod(drawn.shape[:-2])
         which = f", the first of {count}" if count > 1 else ""

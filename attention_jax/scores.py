@@ -54,6 +54,11 @@ def check_score(score, shape: tuple[int, ...]) -> Score | None:
     return score
 
 
+def apply_score(score: Score | None, head, rows, columns, logits) -> jax.Array:
+    """One head's logits as `score` changes them."""
+    return logits if score is None else score.apply(logits, head, rows, columns)
+
+
 def bias(array) -> Score:
     """An array added to the logits.
 

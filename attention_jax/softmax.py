@@ -84,8 +84,8 @@ class AttentionRule:
 
     def term(self, block, masked, *operands):
         """Weighted values, and the sum of the weights; the log-sum-exp is taken as given."""
-        mask, score, seed, (query, key, value, lse) = self.unpack(operands)
-        query, key, value = map(_clean, (query, key, value))
+        mask, score, seed, (*arrays, lse) = self.unpack(operands)
+        query, key, value = (x.astype(accumulator(x.dtype)) for x in arrays)
         logits = self.scored(block, self.product(query, key.T), score)
         if masked:
             logits = jnp.where(self.visible(block, mask), logits, -jnp.inf)
@@ -97,8 +97,8 @@ class AttentionRule:
 
         Everything is held `[s, t]`, keys down: XLA's fast product on a CPU wants its left side row by row.
         """
-        mask, score, seed, (query, key, value, lse) = self.unpack(operands)
-        query, key, value = map(_clean, (query, key, value))
+        mask, score, seed, (*arrays, lse) = self.unpack(operands)
+        query, key, value = (x.astype(accumulator(x.dtype)) for x in arrays)
         d_output, d_total = cotangents.get(0), cotangents.get(1)
 
         def scored(logits, arrays):
@@ -164,28 +164,30 @@ class Softmax(Sweep):
         lengths = [self.grid.size(letter) for letter in "bkgt"]
         Hv = self.outputs[0].shape[-1]
 
-        def first():
+        def nothing():
             peak, total = jnp.full(lengths, -jnp.inf, dtype), jnp.zeros(lengths, dtype)
             return [vary_like(x, operands) for x in (peak, total, jnp.zeros((*lengths, Hv), dtype))]
 
         def step(start, carry, blocks):
             def online(masked):
                 def one_head(block, *operands):
-                    *operands, peak, total, sums = operands
-                    return self.online(block, masked, operands, peak, total, sums)
+                    before = len(operands) - len(carry)
+                    return self.online(block, masked, operands[:before], *operands[before:])
 
-                return list(self.by_head(one_head, self.axes + carried, carried, start, [*blocks, *carry]))
+                axes = self.axes + carried[: len(carry)]
+                return list(self.by_head(one_head, axes, carried, start, [*blocks, *carry]))
 
-            return self.by_kind(start, blocks, carry, online), []
+            return self.by_kind(start, blocks, carry or nothing(), online), []
 
         def last(carry):
             peak, total, sums = carry
-            nothing = total == 0
-            total = jnp.where(nothing, 1, total)
-            lse = jnp.where(nothing, -jnp.inf, peak + jnp.log(total))
+            blind = total == 0
+            total = jnp.where(blind, 1, total)
+            lse = jnp.where(blind, -jnp.inf, peak + jnp.log(total))
             return [jnp.moveaxis(sums / total[..., None], 3, 1), lse]
 
-        output, lse = self.loop(operands, "t", first, step, last)
+        first = list if self.grid.steps("s") == 1 else nothing  # a lone block has none before it
+        output, lse = self.loop(_cleaned(operands), "t", first, step, last)
         return lax.cond(
             self.rule.may_overflow(operands), self.poison, lambda *kept: list(kept[:2]), output, lse, *operands
         )
@@ -199,19 +201,24 @@ class Softmax(Sweep):
         rows = jnp.moveaxis(poisoned, -1, -3)[..., None]
         return [jnp.where(rows, jnp.nan, output), jnp.where(poisoned, jnp.nan, lse)]
 
-    def online(self, block, masked, operands, peak, total, sums):
+    def online(self, block, masked, operands, *before):
         rule = self.rule
-        mask, score, seed, (query, key, value) = rule.unpack(operands)
-        query, key, value = map(_clean, (query, key, value))
+        mask, score, seed, arrays = rule.unpack(operands)
+        query, key, value = (x.astype(accumulator(x.dtype)) for x in arrays)
         logits = rule.scored(block, rule.product(query, key.T), score)
         if masked:
             logits = jnp.where(rule.visible(block, mask), logits, -jnp.inf)
-        higher = jnp.maximum(peak, jnp.max(logits, axis=-1))
+        higher = jnp.max(logits, axis=-1)
+        if before:
+            peak, total, sums = before
+            higher = jnp.maximum(peak, higher)
         safe = jnp.where(higher == -jnp.inf, 0, higher)
         weights = jnp.exp(logits - safe[:, None])
+        added = jnp.sum(weights, axis=-1), rule.product(rule.dropped(block, weights, seed), value)
+        if not before:
+            return higher, *added
         shrink = jnp.exp(peak - safe)
-        added = rule.product(rule.dropped(block, weights, seed), value)
-        return higher, total * shrink + jnp.sum(weights, axis=-1), sums * shrink[:, None] + added
+        return higher, total * shrink + added[0], sums * shrink[:, None] + added[1]
 
     def jvp(self, primals, tangents):
         output, lse = self(*primals)
@@ -226,13 +233,13 @@ class Softmax(Sweep):
             self.static_kind,
         )
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
-        d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
+        d_output, d_lse = total.tangent(moving)(*_cleaned(primals), given, *(tangents[index] for index in moving))
         known = jnp.where(jnp.isfinite(output), output, 0).astype(dtype)
         d_output = d_output - jnp.moveaxis(d_lse, -1, -3)[..., None] * known
         return (output, lse), (d_output.astype(output.dtype), d_lse)
 
 
-def _clean(x):
-    """`x` in float32 or better, with 0 for what is not finite: see `dot_product._finite_rows`."""
-    x = x.astype(accumulator(x.dtype))
-    return jnp.where(jnp.isfinite(x), x, 0)
+def _cleaned(operands):
+    """Query, key and value with 0 for what is not finite: see `dot_product._finite_rows`."""
+    *others, query, key, value = operands
+    return *others, *(jnp.where(jnp.isfinite(x), x, 0) for x in (query, key, value))

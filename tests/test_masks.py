@@ -19,6 +19,7 @@ from attention_jax import (
     segments,
     sliding_window,
 )
+from attention_jax.axes import cut_leaves
 
 T, S = 7, 11
 
@@ -70,7 +71,7 @@ def test_a_block_is_a_part_of_the_whole(tree, row, height, column, width):
     mask, rule = tree
     rows, columns = range(row, min(row + height, T)), range(column, min(column + width, S))
     truth = np.array([[bool(rule(t, s)) for s in columns] for t in rows])
-    block = mask.cut(slice(rows.start, rows.stop), slice(columns.start, columns.stop))
+    block = cut_leaves(mask, t=slice(rows.start, rows.stop), s=slice(columns.start, columns.stop))
     seen = jnp.broadcast_to(block.at(jnp.array(rows), jnp.array(columns)), truth.shape)
     np.testing.assert_array_equal(seen, truth)
     some, every = block.some_every((rows[0], rows[-1]), (columns[0], columns[-1]))
@@ -94,7 +95,7 @@ def test_a_block_is_a_part_of_the_whole(tree, row, height, column, width):
 def test_blocks_of_four_are_told_empty_or_full(mask, some, every):
     ends = [(0, 3), (4, 7)]
     cut = [
-        [mask.cut(slice(r, r + 4), slice(c, c + 4)).some_every(ends[r // 4], ends[c // 4]) for c in (0, 4)]
+        [cut_leaves(mask, t=slice(r, r + 4), s=slice(c, c + 4)).some_every(ends[r // 4], ends[c // 4]) for c in (0, 4)]
         for r in (0, 4)
     ]
     assert [[int(one[0]) for one in row] for row in cut] == some

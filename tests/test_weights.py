@@ -1,0 +1,86 @@
+"""The weights asked for are the rows and heads of the whole, for every mask and score."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import suite
+
+import attention_jax as aj
+from attention_jax import scores
+
+SHAPE = T, S, N, K, H, Hv, batch = suite.SHAPES["grouped"]
+ROWS, HEADS = [3, 0, 3, -1], [5, 2]
+SCORES = {
+    "alibi": scores.alibi(jnp.arange(N) / 7, offset=4),
+    "bias": scores.bias(np.random.default_rng(0).normal(size=(*batch, N, T, S))),
+    "function": scores.score_from_function(lambda logit, head, t, s: logit * jnp.cos(t - s) - head),
+}
+
+
+@pytest.fixture(scope="module")
+def query_key():
+    return suite.inputs(SHAPE)[:2]
+
+
+@pytest.mark.parametrize("name", suite.MASKS)
+def test_every_mask(name, query_key):
+    make, truth = suite.MASKS[name]
+    mask, visible = make(T, S, N, batch), truth(T, S, N, batch)
+    bias = np.random.default_rng(1).normal(size=(T, S)).astype(np.float32)
+    true = reference.weights(*query_key, visible, bias)
+    whole = aj.attention_weights(*query_key, mask=mask, bias=bias)
+    some = aj.attention_weights(*query_key, mask=mask, bias=bias, rows=ROWS, heads=HEADS)
+    assert suite.error(whole, true) <= suite.TOLERANCES["float32"]
+    assert suite.error(some, true[:, HEADS][..., ROWS, :]) <= suite.TOLERANCES["float32"]
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_every_score(name, query_key):
+    weights = partial(aj.attention_weights, *query_key, mask=aj.causal(offset=2), score=SCORES[name])
+    identity = jnp.broadcast_to(jnp.eye(S)[:, None], (*batch, S, K, S))
+    true = aj.multi_head_attention(*query_key, identity, mask=aj.causal(offset=2), score=SCORES[name])
+    assert suite.error(weights(), jnp.swapaxes(true, -2, -3)) <= suite.TOLERANCES["float32"]
+    np.testing.assert_allclose(
+        weights(rows=ROWS, heads=HEADS), weights()[:, np.array(HEADS)][..., np.array(ROWS), :], atol=1e-7
+    )
+
+
+def test_one_head_and_a_head_more_than_once(query_key):
+    query, key = (x[0, :, 0] for x in query_key)
+    whole = aj.attention_weights(query, key, mask=aj.causal(offset=0))
+    one = aj.attention_weights(query, key, mask=aj.causal(offset=0), rows=[-2])
+    np.testing.assert_allclose(one, whole[-2:-1], atol=1e-7)
+    twice = aj.attention_weights(query[:1, None], key[:, None], rows=[0, 0], heads=[0, 0, 0])
+    np.testing.assert_allclose(twice, np.broadcast_to(aj.attention_weights(query[:1], key), (3, 2, S)), atol=1e-7)
+
+
+def test_memory_is_that_of_the_rows():
+    x = jax.ShapeDtypeStruct((1, 8192, 4, 8), jnp.float32)
+    some = jax.jit(lambda query, key: aj.attention_weights(query, key, mask=aj.causal(), rows=[7, 4000], heads=[1]))
+    assert some.lower(x, x).compile().memory_analysis().temp_size_in_bytes < 10 * 2**20
+
+
+@pytest.mark.parametrize("options, error, message", [
+    ({"rows": [T]}, ValueError, f"rows must lie in -{T} .. {T - 1}, got {T}"),
+    ({"heads": [-7]}, ValueError, "heads must lie in -6 .. 5, got -7"),
+    ({"rows": [True]}, TypeError, "rows must be a list of integers, got bool"),
+    ({"heads": 3}, TypeError, r"heads must be a list of integers, got int32\[\]"),
+])  # fmt: skip
+def test_what_does_not_exist_is_refused(options, error, message, query_key):
+    with pytest.raises(error, match=message):
+        aj.attention_weights(*query_key, **options)
+
+
+def test_one_head_has_no_heads_to_choose(query_key):
+    with pytest.raises(ValueError, match=r"heads= wants query \[\*B, T, N, H\], got one head, query \(19, 8\)"):
+        aj.attention_weights(query_key[0][0, :, 0], query_key[1][0, :, 0], heads=[0])
+
+
+def test_traced_rows_beyond_the_end_are_nan(query_key):
+    weights = jax.jit(lambda rows: aj.attention_weights(*query_key, rows=rows))(jnp.array([2, T, -1]))
+    np.testing.assert_allclose(weights[..., [0, 2], :], aj.attention_weights(*query_key, rows=[2, -1]), atol=1e-7)
+    assert np.isnan(weights[..., 1, :]).all()
