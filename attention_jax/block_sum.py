@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from attention_jax.blocks import Sweep, other
+from attention_jax.blocks import Sweep, accumulator, other
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ class BlockSum(Sweep):
         moving = tuple(index for index, ours in enumerate(linear) if ours)
         given = tuple(index for index, cotangent in enumerate(cotangents) if cotangent is not None)
         shapes = [self.grid.head_shape(self.axes[index], operands[index].shape) for index in moving]
-        types = tuple(
-            jax.ShapeDtypeStruct(shape, operands[index].dtype) for shape, index in zip(shapes, moving, strict=True)
-        )
+        dtypes = [accumulator(operands[index].dtype) for index in moving]
+        types = tuple(jax.ShapeDtypeStruct(*each) for each in zip(shapes, dtypes, strict=True))
         rule = Transposed(self.rule, len(self.axes), moving, types, given)
         known = [index for index, ours in enumerate(linear) if not ours]
         turned = replace(

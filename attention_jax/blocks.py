@@ -54,7 +54,8 @@ class Block(NamedTuple):
 
 
 class Rule(Protocol):
-    """What is done with a block. Hashable; the arrays come as operands, cut down to the block and to one head."""
+    """What is done with a block. Hashable; the arrays come as operands, cut down to the block and to one head, in
+    float32 or better."""
 
     def span(self, outer: str, first, last, length: int) -> Span:
         """First and last position on the inner axis that matter to positions `first` to `last` of the outer one."""
@@ -141,9 +142,9 @@ class Sweep(Operation):
         return [vary_like(zero, operands) for zero in zeros]
 
     def by_head(self, fn: Callable, axes, out_axes, start, blocks) -> tuple[jax.Array, ...]:
-        """`fn(block, *operands)` of one head, mapped over the heads and examples of a step; where an output lacks one
-        of their axes, it is summed over it."""
-        blocks = [block[0] if a.startswith("x") else block for a, block in zip(axes, blocks, strict=True)]
+        """`fn(block, *operands)` of one head in float32 or better, mapped over the heads and examples of a step; where
+        an output lacks one of their axes, it is summed over it."""
+        blocks = [_widened(block[0] if a.startswith("x") else block) for a, block in zip(axes, blocks, strict=True)]
         axes, out_axes = ([a.removeprefix("x") for a in names] for names in (axes, out_axes))
         rows = start["t"] + jnp.arange(self.grid.size("t"))
         columns = start["s"] + jnp.arange(self.grid.size("s"))
@@ -215,6 +216,10 @@ class Sweep(Operation):
 def accumulator(dtype):
     """What sums are held in: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def _widened(array):
+    return array.astype(accumulator(array.dtype)) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def other(letter: str) -> str:

@@ -86,11 +86,11 @@ def blockwise_attention(
         grid,
         tuple(axes),
         ("btkg.", "bkgt"),
-        (jax.ShapeDtypeStruct((b, t, K, N // K, Hv), value.dtype), jax.ShapeDtypeStruct((b, K, N // K, t), dtype)),
+        (jax.ShapeDtypeStruct((b, t, K, N // K, Hv), dtype), jax.ShapeDtypeStruct((b, K, N // K, t), dtype)),
         static_kind=rule.masks == 0,
     )
     output, lse = softmax(*operands)
-    return output[:, :T].reshape(*batch, T, N, Hv), lse[..., :T].reshape(*batch, N, T)
+    return output[:, :T].reshape(*batch, T, N, Hv).astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
 
 
 def block_sizes_for(mask: Mask | None, S: int) -> tuple[int, int]:
@@ -175,5 +175,7 @@ class _Traced:
     jaxpr: Any
 
     def __call__(self, *operands):
-        captured = len(self.jaxpr.constvars)
-        return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, list(operands[:captured])))(*operands[captured:])[0]
+        count = len(self.jaxpr.constvars)
+        variables = zip(self.jaxpr.constvars, operands[:count], strict=True)
+        captured = [array.astype(variable.aval.dtype) for variable, array in variables]
+        return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))(*operands[count:])[0]

@@ -45,6 +45,12 @@ class AttentionRule:
         seed = operands[scores] if self.rate else None
         return mask, operands[masks:scores], seed, operands[seeded:]
 
+    def cleaned(self, operands):
+        """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
+        blocks, which are in the cache, it costs next to nothing."""
+        mask, score, seed, (query, key, value, *lse) = self.unpack(operands)
+        return mask, score, seed, [*(jnp.where(jnp.isfinite(x), x, 0) for x in (query, key, value)), *lse]
+
     def span(self, outer, first, last, length):
         mask = jax.tree.unflatten(self.mask, [None] * self.masks)
         if mask is None:
@@ -73,6 +79,10 @@ class AttentionRule:
         finite = jnp.where(jnp.isfinite(logits), logits, 0)  # a score of -inf hides what overflows, too
         return score.apply(finite, block.head, block.rows, block.columns)
 
+    def logits(self, block, masked, mask, score, query, key):
+        logits = self.scored(block, self.product(query, key.T), score)
+        return jnp.where(self.visible(block, mask), logits, -jnp.inf) if masked else logits
+
     def dropped(self, block, weights, seed):
         if seed is None:
             return weights
@@ -84,12 +94,8 @@ class AttentionRule:
 
     def term(self, block, masked, *operands):
         """Weighted values, and the sum of the weights; the log-sum-exp is taken as given."""
-        mask, score, seed, (*arrays, lse) = self.unpack(operands)
-        query, key, value = (x.astype(accumulator(x.dtype)) for x in arrays)
-        logits = self.scored(block, self.product(query, key.T), score)
-        if masked:
-            logits = jnp.where(self.visible(block, mask), logits, -jnp.inf)
-        weights = jnp.exp(logits - lse[:, None])
+        mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
+        weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
         return self.product(self.dropped(block, weights, seed), value), jnp.sum(weights, axis=-1)
 
     def transposed_tangent(self, block, masked, operands, moving, cotangents):
@@ -97,8 +103,7 @@ class AttentionRule:
 
         Everything is held `[s, t]`, keys down: XLA's fast product on a CPU wants its left side row by row.
         """
-        mask, score, seed, (*arrays, lse) = self.unpack(operands)
-        query, key, value = (x.astype(accumulator(x.dtype)) for x in arrays)
+        mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         d_output, d_total = cotangents.get(0), cotangents.get(1)
 
         def scored(logits, arrays):
@@ -144,23 +149,23 @@ class Poison:
 
     def term(self, block, masked, *operands):
         mask, score, _, (query, key, value) = self.rule.unpack(operands)
-        dtype = accumulator(value.dtype)
-        raw = self.rule.product(query.astype(dtype), key.astype(dtype).T)
+        raw = self.rule.product(query, key.T)
         logits = self.rule.scored(block, jnp.where(jnp.isfinite(raw), raw, 0), score)
         broken = ~jnp.isfinite(raw) | ~jnp.isfinite(logits) | ~jnp.all(jnp.isfinite(value), axis=-1)[None, :]
         broken &= logits != -jnp.inf
         if masked:
             broken &= self.rule.visible(block, mask)
-        return [jnp.sum(broken, axis=-1, dtype=dtype)]
+        return [jnp.sum(broken, axis=-1, dtype=raw.dtype)]
 
 
 @dataclass(frozen=True)
 class Softmax(Sweep):
-    """Attention's output `[B, T, K, G, Hv]` and log-sum-exp `[B, K, G, T]`."""
+    """Attention's output `[B, T, K, G, Hv]` and log-sum-exp `[B, K, G, T]`, both in float32 or better: the gradient is
+    a difference of near values, which a rounded output would spoil."""
 
     def run(self, *operands):
         carried = ("bkgt", "bkgt", "bkgt.")
-        dtype = accumulator(self.outputs[1].dtype)
+        dtype = self.outputs[1].dtype
         lengths = [self.grid.size(letter) for letter in "bkgt"]
         Hv = self.outputs[0].shape[-1]
 
@@ -187,7 +192,7 @@ class Softmax(Sweep):
             return [jnp.moveaxis(sums / total[..., None], 3, 1), lse]
 
         first = list if self.grid.steps("s") == 1 else nothing  # a lone block has none before it
-        output, lse = self.loop(_cleaned(operands), "t", first, step, last)
+        output, lse = self.loop(operands, "t", first, step, last)
         return lax.cond(
             self.rule.may_overflow(operands), self.poison, lambda *kept: list(kept[:2]), output, lse, *operands
         )
@@ -203,11 +208,8 @@ class Softmax(Sweep):
 
     def online(self, block, masked, operands, *before):
         rule = self.rule
-        mask, score, seed, arrays = rule.unpack(operands)
-        query, key, value = (x.astype(accumulator(x.dtype)) for x in arrays)
-        logits = rule.scored(block, rule.product(query, key.T), score)
-        if masked:
-            logits = jnp.where(rule.visible(block, mask), logits, -jnp.inf)
+        mask, score, seed, (query, key, value) = rule.cleaned(operands)
+        logits = rule.logits(block, masked, mask, score, query, key)
         higher = jnp.max(logits, axis=-1)
         if before:
             peak, total, sums = before
@@ -223,23 +225,16 @@ class Softmax(Sweep):
     def jvp(self, primals, tangents):
         output, lse = self(*primals)
         given = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
-        dtype = accumulator(lse.dtype)
         total = BlockSum(
             self.rule,
             self.grid,
             (*self.axes, self.out_axes[1]),
             self.out_axes,
-            (jax.ShapeDtypeStruct(output.shape, dtype), jax.ShapeDtypeStruct(lse.shape, dtype)),
+            self.outputs,
             self.static_kind,
         )
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
-        d_output, d_lse = total.tangent(moving)(*_cleaned(primals), given, *(tangents[index] for index in moving))
-        known = jnp.where(jnp.isfinite(output), output, 0).astype(dtype)
+        d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
+        known = jnp.where(jnp.isfinite(output), output, 0)
         d_output = d_output - jnp.moveaxis(d_lse, -1, -3)[..., None] * known
-        return (output, lse), (d_output.astype(output.dtype), d_lse)
-
-
-def _cleaned(operands):
-    """Query, key and value with 0 for what is not finite: see `dot_product._finite_rows`."""
-    *others, query, key, value = operands
-    return *others, *(jnp.where(jnp.isfinite(x), x, 0) for x in (query, key, value))
+        return (output, lse), (d_output, d_lse)

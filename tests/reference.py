@@ -3,6 +3,8 @@
 It shares no code with the package.
 """
 
+import math
+
 import numpy as np
 
 
@@ -68,3 +70,61 @@ def gradients(query, key, value, cotangent, visible=None, bias=None, scale=None)
             d_query[b][:, n] += scale * d_logits @ key[b][:, k]
             d_key[b][:, k] += scale * d_logits.T @ query[b][:, n]
     return d_query, d_key, d_value
+
+
+def attention_of_score(query, key, value, numbers, *, visible, score, kept=1.0):
+    """Attention with any score, all heads at once; complex inputs give the complex continuation of each output.
+
+    query `[*B, T, N, H]`, key `[*B, S, K, H]`, value `[*B, S, K, Hv]`, `score(logits, numbers)`, and what dropout makes
+    of a weight of 1, `kept`, `[*B, N, T, S]` -> `[*B, T, N, Hv]`.
+    """
+    groups = query.shape[-2] // key.shape[-2]
+    key, value = (np.repeat(x, groups, axis=-2) for x in (key, value))
+    logits = score(np.einsum("...tnh,...snh->...nts", query, key) / np.sqrt(query.shape[-1]), numbers)
+    visible = np.broadcast_to(visible, logits.shape)
+    peak = np.max(logits.real, axis=-1, keepdims=True, where=visible, initial=-1e300)
+    exponentials = np.where(visible, np.exp(np.where(visible, logits - peak, 0)), 0)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    all_weights = kept * exponentials / np.where(visible.any(axis=-1, keepdims=True), total, 1)
+    return np.einsum("...nts,...snv->...tnv", all_weights, value)
+
+
+def tangent(fn, inputs, tangents):
+    """The tangent of `fn` by the complex step, exact to rounding: no difference of near values is taken."""
+    step = 1e-30
+    return fn(*(x + 1j * step * v for x, v in zip(inputs, tangents, strict=True))).imag / step
+
+
+def gradient(fn, inputs, cotangent):
+    """The gradients of `sum(fn(*inputs) * cotangent)`, one coordinate after the other."""
+    gradients = [np.zeros(x.shape) for x in inputs]
+    for which, x in enumerate(inputs):
+        for index in np.ndindex(x.shape):
+            one = [np.zeros(x.shape) for x in inputs]
+            one[which][index] = 1
+            gradients[which][index] = np.sum(tangent(fn, inputs, one) * cotangent)
+    return gradients
+
+
+def hessian_vector(fn, inputs, tangents, cotangent):
+    """How the gradients change along `tangents`: a central difference of exact gradients, good to about 1e-9."""
+    step = 1e-5
+    ahead, behind = (
+        gradient(fn, [x + sign * step * v for x, v in zip(inputs, tangents, strict=True)], cotangent)
+        for sign in (1, -1)
+    )
+    return [(one - other) / (2 * step) for one, other in zip(ahead, behind, strict=True)]
+
+
+def bucket(distance, buckets, max_distance, bidirectional):
+    """T5's bucket of a distance s - t."""
+    first = 0
+    if bidirectional:
+        buckets //= 2
+        first = buckets if distance > 0 else 0
+    distance = abs(distance) if bidirectional else max(-distance, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return first + distance
+    wide = exact + int(math.log(distance / exact) / math.log(max_distance / exact) * (buckets - exact))
+    return first + min(wide, buckets - 1)

@@ -1,0 +1,155 @@
+"""Every pair of features meets in some case, and each case is compared with the float64 oracle: output, tangent,
+gradient and Hessian-vector product, in all inputs and in what the score has captured."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import suite
+from allpairspy import AllPairs
+from x64 import x64_if
+
+from attention_jax import scores
+from attention_jax.dropout import keep_positions
+
+TABLE = np.random.default_rng(0).normal(size=(8, 6))
+
+
+def distances(logits):
+    T, S = logits.shape[-2:]
+    return np.arange(T)[:, None] - np.arange(S)[None, :]
+
+
+def per_head(numbers):
+    return numbers[:, None, None]
+
+
+def bias_of(logits):
+    """Another one for each example and head."""
+    return np.random.default_rng(1).normal(size=logits.shape)
+
+
+def bucket_bias(logits, numbers):
+    buckets = np.vectorize(lambda d: reference.bucket(-d, 8, 10, bidirectional=False))(distances(logits))
+    table = numbers[None, :] * TABLE[:, : len(numbers)]
+    return logits + np.moveaxis(table[buckets], -1, 0)
+
+
+# name: (the score from its numbers `[N]` and the logits' shape, the same for the oracle)
+SCORES = {
+    "none": (lambda numbers, shape: None, lambda logits, numbers: logits),
+    "bias": (
+        lambda numbers, shape: scores.bias(numbers[0] * bias_of(np.zeros(shape[-2:])).astype(numbers.dtype)),
+        lambda logits, numbers: logits + numbers[0] * bias_of(logits[(0,) * (logits.ndim - 2)]),
+    ),
+    "bias of each head": (
+        lambda numbers, shape: scores.bias(numbers[0] * bias_of(np.zeros(shape)).astype(numbers.dtype)),
+        lambda logits, numbers: logits + numbers[0] * bias_of(logits),
+    ),
+    "alibi": (
+        lambda numbers, shape: scores.alibi(numbers, offset=0),
+        lambda logits, numbers: logits - per_head(numbers) * np.abs(distances(logits)),
+    ),
+    "buckets": (
+        lambda numbers, shape: scores.relative_bias(
+            numbers[None, :] * TABLE[:, : len(numbers)].astype(numbers.dtype), max_distance=10, offset=0
+        ),
+        bucket_bias,
+    ),
+    "soft cap, then alibi": (
+        lambda numbers, shape: scores.soft_cap(numbers[0] + 3) >> scores.alibi(numbers, offset=1),
+        lambda logits, numbers: (
+            (numbers[0] + 3) * np.tanh(logits / (numbers[0] + 3)) - per_head(numbers) * np.abs(distances(logits) + 1)
+        ),
+    ),
+    "function": (
+        lambda numbers, shape: lambda logit, head, t, s: logit * numbers[head] + jnp.sin((t - s) * numbers[0]),
+        lambda logits, numbers: logits * per_head(numbers) + np.sin(distances(logits) * numbers[0]),
+    ),
+}
+
+FEATURES = {
+    "mask": list(suite.MASKS),
+    "score": list(SCORES),
+    "lengths": [(5, 7), (7, 4), (1, 3), (6, 6)],
+    "heads": [(1, 1), (3, 3), (4, 2), (6, 1)],
+    "dims": [(3, 3), (2, 4), (4, 1)],
+    "batch": [(), (2,), (2, 1)],
+    "dtype": ["float32", "float64", "bfloat16", "float16"],
+    "dropout": [0.0, 0.4],
+    "precision": [None, "highest"],
+}
+CASES = [dict(zip(FEATURES, case, strict=True)) for case in AllPairs(list(FEATURES.values()))]
+MODES = {"output": 1, "tangent": 2, "gradient": 3, "hessian_vector": 6}  # errors allowed, in TOLERANCES
+
+
+@pytest.mark.parametrize("case", [
+    pytest.param(case, id="-".join(map(str, case.values())), marks=() if index % 16 == 0 else pytest.mark.slow)
+    for index, case in enumerate(CASES)
+])  # fmt: skip
+def test_case(case):
+    with x64_if(case["dtype"] == "float64"):
+        wide = jnp.promote_types(case["dtype"], "float32")
+        (T, S), (N, K), (H, Hv), batch = case["lengths"], case["heads"], case["dims"], case["batch"]
+        make, truth = suite.MASKS[case["mask"]]
+        score, true_score = SCORES[case["score"]]
+        mask, visible = make(T, S, N, batch), truth(T, S, N, batch)
+        *inputs, cotangent = suite.inputs((T, S, N, K, H, Hv, batch), case["dtype"])
+        inputs.append(jnp.asarray(np.random.default_rng(2).uniform(0.3, 1.3, N), wide))
+        tangents = suite.inputs((T, S, N, K, H, Hv, batch), case["dtype"], seed=5)[:3]
+        tangents.append(jnp.ones(N, wide))
+        shape, rate = (*batch, N, T, S), case["dropout"]
+        options = {"mask": mask, "precision": case["precision"]}
+        if rate:
+            options |= {"dropout_rate": rate, "dropout_rng": jax.random.key(7)}
+
+        def modes(implementation, *inputs):
+            def attend(query, key, value, numbers):
+                return implementation(query, key, value, score=score(numbers, shape), **options)
+
+            def gradient(*inputs):
+                return jax.vjp(attend, *inputs)[1](cotangent)
+
+            output, tangent = jax.jvp(attend, inputs, tangents)
+            gradients, hessian_vector = jax.jvp(gradient, inputs, tangents)
+            return {
+                "output": [output], "tangent": [tangent], "gradient": gradients, "hessian_vector": hessian_vector,
+            }  # fmt: skip
+
+        inputs, tangents = tuple(inputs), tuple(tangents)
+        run = {
+            name: jax.jit(partial(modes, implementation))(*inputs)
+            for name, implementation in {
+                "reference": suite.multi_head_attention, "blockwise": partial(suite.blockwise, block_sizes=(3, 2)),
+            }.items()
+        }  # fmt: skip
+        kept = np.asarray(dropped_ones(shape, rate))
+        exact = [np.asarray(x.astype(jnp.promote_types(x.dtype, "float32")), np.float64) for x in (*inputs, *tangents)]
+        known, directions = exact[:4], exact[4:]
+        weight = np.asarray(cotangent.astype(jnp.promote_types(cotangent.dtype, "float32")), np.float64)
+
+        oracle = partial(reference.attention_of_score, visible=visible, score=true_score, kept=kept)
+        true = {
+            "output": [oracle(*known)],
+            "tangent": [reference.tangent(oracle, known, directions)],
+            "gradient": reference.gradient(oracle, known, weight),
+            "hessian_vector": reference.hessian_vector(oracle, known, directions, weight),
+        }
+        for name, results in run.items():
+            for mode, factor in MODES.items():
+                tolerance = max(factor * suite.TOLERANCES[case["dtype"]], 1e-8 if mode == "hessian_vector" else 0)
+                for index, (ours, truth) in enumerate(zip(results[mode], true[mode], strict=True)):
+                    assert suite.error(ours, truth) <= tolerance, (name, mode, index)
+
+
+def dropped_ones(shape, rate):
+    """What dropout makes of weights of 1."""
+    *batch, N, T, S = shape
+    if not rate:
+        return jnp.ones(shape)
+    rngs = jax.random.split(jax.random.key(7), (*batch, N)).reshape(-1)
+    kept = jax.vmap(lambda rng: keep_positions(rng, rate, jnp.arange(T), jnp.arange(S)))(rngs)
+    return (kept / (1 - rate)).reshape(shape)
