@@ -170,7 +170,7 @@ class Softmax(Sweep):
         Hv = self.outputs[0].shape[-1]
 
         def nothing():
-            peak, total = jnp.full(lengths, -jnp.inf, dtype), jnp.zeros(lengths, dtype)
+            peak, total = jnp.full(lengths, jnp.finfo(dtype).min, dtype), jnp.zeros(lengths, dtype)
             return [vary_like(x, operands) for x in (peak, total, jnp.zeros((*lengths, Hv), dtype))]
 
         def step(start, carry, blocks):
@@ -210,16 +210,16 @@ class Softmax(Sweep):
         rule = self.rule
         mask, score, seed, (query, key, value) = rule.cleaned(operands)
         logits = rule.logits(block, masked, mask, score, query, key)
-        higher = jnp.max(logits, axis=-1)
+        lowest = jnp.finfo(logits.dtype).min  # not -inf, from which nothing can be subtracted
+        higher = lax.reduce(logits, lowest, lax.max, (1,))
         if before:
             peak, total, sums = before
             higher = jnp.maximum(peak, higher)
-        safe = jnp.where(higher == -jnp.inf, 0, higher)
-        weights = jnp.exp(logits - safe[:, None])
+        weights = jnp.exp(logits - higher[:, None])
         added = jnp.sum(weights, axis=-1), rule.product(rule.dropped(block, weights, seed), value)
         if not before:
             return higher, *added
-        shrink = jnp.exp(peak - safe)
+        shrink = jnp.exp(peak - higher)
         return higher, total * shrink + added[0], sums * shrink[:, None] + added[1]
 
     def jvp(self, primals, tangents):
