@@ -11,6 +11,7 @@ Every shape in this library is written with these letters:
 One head of one example is query [T, H], key [S, H], value [S, Hv]. Batching is `jax.vmap`.
 """
 
+from attention_jax.cache import KVCache as KVCache
 from attention_jax.dispatch import attention as attention
 from attention_jax.dispatch import attention_and_lse as attention_and_lse
 from attention_jax.dispatch import explain as explain
@@ -21,6 +22,7 @@ from attention_jax.dot_product import scaled_dot_product_attention as scaled_dot
 from attention_jax.dot_product import split_heads as split_heads
 from attention_jax.masks import Mask as Mask
 from attention_jax.masks import causal as causal
+from attention_jax.masks import causal_from as causal_from
 from attention_jax.masks import key_lengths as key_lengths
 from attention_jax.masks import mask_from_array as mask_from_array
 from attention_jax.masks import mask_from_function as mask_from_function
@@ -48,6 +50,8 @@ from attention_jax.scores import relative_bias as relative_bias
 from attention_jax.scores import score_from_function as score_from_function
 from attention_jax.scores import soft_cap as soft_cap
 from attention_jax.weights import attention_weights as attention_weights
+
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str):
