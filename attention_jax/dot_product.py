@@ -157,7 +157,7 @@ def split_heads(x, num_heads: int) -> jax.Array:
     >>> split_heads(jnp.zeros((2, 5, 12)), 3).shape
     (2, 5, 3, 4)
     """
-    if static_int("num_heads", num_heads, minimum=1) and x.shape[-1] % num_heads:
+    if static_int("num_heads", num_heads, minimum=1) and (x.ndim == 0 or x.shape[-1] % num_heads):
         raise ValueError(f"cannot split the last dimension of x {x.shape} into num_heads={num_heads} equal heads")
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
 
@@ -165,9 +165,14 @@ def split_heads(x, num_heads: int) -> jax.Array:
 def merge_heads(x) -> jax.Array:
     """`[*B, T, N, H]` -> `[*B, T, N * H]`, the inverse of `split_heads`.
 
+    Raises:
+      ValueError: there are no heads to merge.
+
     >>> merge_heads(jnp.zeros((2, 5, 3, 4))).shape
     (2, 5, 12)
     """
+    if x.ndim < 2:
+        raise ValueError(f"cannot merge the heads of x {x.shape}: expected [*B, T, N, H]")
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 

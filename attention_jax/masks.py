@@ -128,6 +128,8 @@ def mask_from_function(fn: Callable[[jax.Array, jax.Array], jax.Array]) -> Mask:
     >>> mask_from_function(lambda t, s: (t - s) % 2 == 0).to_array(2, 3).astype(int).tolist()
     [[1, 0, 1], [0, 1, 0]]
     """
+    if not callable(fn):
+        raise TypeError(f"mask_from_function wants a function (t, s) -> bool, got {fn!r}")
     return Function(fn)
 
 

@@ -131,12 +131,18 @@ def soft_cap(cap) -> Score:
     Args:
       cap: positive number, or scalar array.
 
+    Raises:
+      ValueError: a cap that is not one positive number.
+
     >>> from attention_jax import attention
     >>> x = jnp.ones((6, 2, 4))
     >>> attention(100 * x, x, x, score=soft_cap(30.0)).shape
     (6, 2, 4)
     """
-    return SoftCap(jnp.asarray(cap, float))
+    cap = jnp.asarray(cap, float)
+    if cap.ndim != 0 or (not isinstance(cap, jax.core.Tracer) and not cap > 0):
+        raise ValueError(f"soft_cap(cap) must be one positive number, got {cap if cap.ndim == 0 else cap.shape}")
+    return SoftCap(cap)
 
 
 def add_sinks(output, lse, sinks) -> tuple[jax.Array, jax.Array]:
@@ -152,6 +158,9 @@ def add_sinks(output, lse, sinks) -> tuple[jax.Array, jax.Array]:
     Returns:
       output and log-sum-exp with the sinks.
 
+    Raises:
+      ValueError: shapes that do not fit each other.
+
     >>> from attention_jax import attention_and_lse
     >>> x = jnp.zeros((3, 1, 2))
     >>> output, lse = add_sinks(*attention_and_lse(x, x, x + 1), jnp.zeros(1))
@@ -159,6 +168,12 @@ def add_sinks(output, lse, sinks) -> tuple[jax.Array, jax.Array]:
     ...     print(output[0, 0])
     [0.75 0.75]
     """
+    *batch, T, N, _ = output.shape
+    if lse.shape != (*batch, N, T) or sinks.shape != (N,):
+        raise ValueError(
+            "add_sinks wants output [*B, T, N, Hv], lse [*B, N, T] and sinks [N]; got output "
+            f"{output.shape}, lse {lse.shape}, sinks {sinks.shape}"
+        )
     sinks = jnp.broadcast_to(sinks[:, None].astype(lse.dtype), lse.shape)
     share = jnp.moveaxis(jax.nn.sigmoid(lse - sinks), -1, -2)[..., None]
     return (output * share).astype(output.dtype), jnp.logaddexp(lse, sinks)
@@ -177,7 +192,7 @@ def score_from_function(fn: Callable) -> Score:
     >>> attention(x, x, x, score=score).shape
     (5, 2, 4)
     """
-    return ScoreFunction(fn)
+    return as_score(fn)
 
 
 def _offset(name, offset):
@@ -253,6 +268,9 @@ class RelativeBias(Score):
             raise ValueError(
                 f"relative_bias() has a table {self.table.shape}, expected [buckets, N] with N = {shape[-3]} heads"
             )
+        least = 4 if self.bidirectional else 2
+        if self.table.shape[0] < least:
+            raise ValueError(f"relative_bias() wants a table of at least {least} buckets, got {self.table.shape[0]}")
 
 
 @_node
@@ -273,7 +291,10 @@ class ScoreFunction(Score):
     captured: tuple[jax.Array, ...] = ()  # arrays that `fn` is called with first
 
     def apply(self, logits, head, rows, columns):
-        changed = self.fn(*self.captured, logits, head, rows[:, None], columns[None, :])
+        changed = jnp.asarray(self.fn(*self.captured, logits, head, rows[:, None], columns[None, :]))
+        sizes = zip(changed.shape[::-1], logits.shape[::-1], strict=False)
+        if changed.ndim > 2 or any(size not in (1, wanted) for size, wanted in sizes):
+            raise ValueError(f"the score function made {changed.shape} of logits {logits.shape}")
         return jnp.broadcast_to(changed, logits.shape).astype(logits.dtype)
 
     def axes(self):

@@ -347,17 +347,3 @@ def test_the_front_door_never_falls_back():
         aj.attention(x, x, x, implementation="flash")
     assert "asked for" in str(aj.explain(x, x, x, implementation="blockwise"))
     assert "all weights at once" in str(aj.explain(x, x, x, implementation="reference"))
-
-
-@pytest.mark.parametrize("score, error, message", [
-    (np.zeros((13, 17)), TypeError, r"score=bias\(array\)"),
-    (scores.bias(np.zeros((2, 13, 17))), ValueError, "give it a head axis"),
-    (scores.bias(np.zeros((13, 17), int)), TypeError, "must be floating point"),
-    (scores.alibi(SLOPES), ValueError, "offset=0 .* or offset=4"),
-    (scores.alibi(SLOPES[:2], offset=0), ValueError, r"slopes \(2,\), expected one a head, \(4,\)"),
-    (scores.relative_bias(TABLE[:, :2], offset=0), ValueError, r"table \(8, 2\).*N = 4"),
-])  # fmt: skip
-def test_refusals(score, error, message, arrays):
-    for implementation in ("reference", "blockwise"):
-        with pytest.raises(error, match=message):
-            aj.attention(*arrays[:3], score=score, implementation=implementation)

@@ -45,6 +45,7 @@ class TransformerBlock(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
+        self.embed_dim = embed_dim
         self.norm1 = norm(embed_dim, rngs=rngs)
         self.attention = attention(embed_dim, num_heads, dropout_rate=dropout_rate, rngs=rngs)
         self.norm2 = norm(embed_dim, rngs=rngs)
@@ -52,6 +53,8 @@ class TransformerBlock(nnx.Module):
 
     def __call__(self, x, *, mask=None, rngs: nnx.Rngs | None = None, return_weights: bool = False):
         """`[*B, T, D]` -> `[*B, T, D]`; `mask`, `rngs` and `return_weights` as in `MultiHeadAttention`."""
+        if x.shape[-1] != self.embed_dim:
+            raise ValueError(f"x has shape {x.shape}, expected [*B, T, D] with D = {self.embed_dim}")
         attended = self.attention(self.norm1(x), mask=mask, rngs=rngs, return_weights=return_weights)
         attended, weights = attended if return_weights else (attended, None)
         x = x + attended

@@ -1,0 +1,227 @@
+"""What a wrong call says: every public function and module has its place in this table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import attention_jax as aj
+from attention_jax import modules
+from attention_jax.generate import generate
+from attention_jax.view.plot import plot_heads
+
+Q, K, V = (np.ones(size, np.float32) for size in ((2, 7, 4, 8), (2, 9, 2, 8), (2, 9, 2, 5)))
+
+
+X = jnp.ones((2, 5, 8))
+
+
+def rngs():
+    return nnx.Rngs(0)
+
+
+def cache():
+    return aj.KVCache.empty(8, 2, 8, value_dim=5, batch=(2,))
+
+
+def many(query=Q, key=K, value=V, **options):
+    return lambda: aj.multi_head_attention(query, key, value, **options)
+
+
+def one(query=Q[0, :, 0], key=K[0, :, 0], value=V[0, :, 0], **options):
+    return lambda: aj.scaled_dot_product_attention(query, key, value, **options)
+
+
+def traced(fn, *values):
+    return lambda: jax.jit(fn)(*values)
+
+
+# name: (call, error, what the message says)
+REFUSED = {
+    "multi_head_attention: integer query": (many(Q.astype(int)), TypeError, "query must be floating point, got int"),
+    "multi_head_attention: integer inputs": (many(Q.astype(int), K.astype(int), V.astype(int)), TypeError, "query must be floating point"),
+    "multi_head_attention: mixed dtypes": (many(key=jnp.bfloat16(K)), ValueError, "query float32, key bfloat16, value float32"),
+    "multi_head_attention: float mask": (many(mask=np.ones((7, 9), np.float32)), TypeError, "bias="),
+    "multi_head_attention: integer mask": (many(mask=np.ones((7, 9), int)), TypeError, "array != 0"),
+    "multi_head_attention: bool bias": (many(bias=np.ones((7, 9), bool)), TypeError, "mask="),
+    "multi_head_attention: integer bias": (many(bias=np.ones((7, 9), int)), TypeError, "bias.astype"),
+    "multi_head_attention: mask without a head axis": (many(mask=np.ones((2, 7, 9), bool)), ValueError, r"\[2, 4 or 1, 7, 9\].*\[..., None, :, :\]"),
+    "multi_head_attention: mask [B, T, S] with B == N": (
+        many(np.ones((4, 7, 4, 8), np.float32), np.ones((4, 9, 2, 8), np.float32), np.ones((4, 9, 2, 5), np.float32),
+             mask=np.ones((4, 7, 9), bool)),
+        ValueError, r"\[\*B, N or 1, T, S\]",
+    ),
+    "multi_head_attention: bias [B, T, S]": (many(bias=np.ones((2, 7, 9), np.float32)), ValueError, r"bias has shape \(2, 7, 9\)"),
+    "multi_head_attention: mask of the key/value heads": (many(mask=np.ones((2, 2, 7, 9), bool)), ValueError, r"\(2, 2, 7, 9\).*4 or 1"),
+    "multi_head_attention: mask transposed": (many(mask=np.ones((9, 7), bool)), ValueError, r"\[..., T, S\] = \[..., 7, 9\]"),
+    "multi_head_attention: heads before length": (
+        many(np.ones((2, 4, 7, 8), np.float32), np.ones((2, 4, 9, 8), np.float32), np.ones((2, 4, 9, 8), np.float32)),
+        ValueError, r"swapaxes\(x, -3, -2\)",
+    ),
+    "multi_head_attention: heads no multiple": (many(Q[:, :, :3]), ValueError, "the 3 query heads are not a multiple of the 2 key/value heads"),
+    "multi_head_attention: batches differ": (many(K[:1].repeat(3, 0)[:, :7].repeat(2, 2)), ValueError, "batch dimensions"),
+    "multi_head_attention: head dims differ": (many(key=K[..., :7]), ValueError, "differ in head dim H.*query \\(2, 7, 4, 8\\), key \\(2, 9, 2, 7\\)"),
+    "multi_head_attention: lengths differ": (many(value=V[:, :8]), ValueError, "key and value differ in length S or heads K"),
+    "multi_head_attention: kv heads differ": (many(value=V[:, :, :1]), ValueError, "key and value differ in length S or heads K"),
+    "multi_head_attention: no heads": (many(Q[0, :, 0], K[0, :, 0], V[0, :, 0]), ValueError, "needs a head axis"),
+    "multi_head_attention: scale of several": (many(scale=np.ones(4)), ValueError, "scale must be one number"),
+    "multi_head_attention: rate 1": (many(dropout_rate=1.0, dropout_rng=jax.random.key(0)), ValueError, "at least 0 and below 1, got 1.0"),
+    "multi_head_attention: rate 1.5": (many(dropout_rate=1.5, dropout_rng=jax.random.key(0)), ValueError, "got 1.5"),
+    "multi_head_attention: rate below 0": (many(dropout_rate=-0.1, dropout_rng=jax.random.key(0)), ValueError, "got -0.1"),
+    "scaled_dot_product_attention: bool value": (one(value=np.ones((9, 5), bool)), TypeError, "value must be floating point, got bool"),
+    "scaled_dot_product_attention: heads to the one-head function": (one(Q, K, V), ValueError, "multi_head_attention"),
+    "scaled_dot_product_attention: one head, head dims": (one(key=K[0, :, 0, :7]), ValueError, "differ in head dim H"),
+    "scaled_dot_product_attention: one head, lengths": (one(value=V[0, :8, 0]), ValueError, "differ in length S"),
+    "scaled_dot_product_attention: one head, mask of many": (one(mask=np.ones((1, 7, 9), bool)), ValueError, r"expected \[T, S\] = \[7, 9\]"),
+    "scaled_dot_product_attention: rate NaN": (one(dropout_rate=np.nan, dropout_rng=jax.random.key(0)), ValueError, "got nan"),
+    "scaled_dot_product_attention: rate without a key": (one(dropout_rate=0.1), ValueError, "dropout_rng"),
+    "scaled_dot_product_attention: traced rate": (traced(lambda r: one(dropout_rate=r, dropout_rng=jax.random.key(0))(), 0.1), TypeError, "must be static"),
+    "mask_from_array: the same within a tree": (
+        many(np.ones((4, 7, 4, 8), np.float32), np.ones((4, 9, 2, 8), np.float32), np.ones((4, 9, 2, 5), np.float32),
+             mask=aj.mask_from_array(np.ones((4, 7, 9), bool)) & aj.key_lengths(np.ones(4, int))),
+        ValueError, "different batch dimensions",
+    ),
+    "mask_from_array: vector as mask": (lambda: aj.mask_from_array(np.ones(3, bool)), ValueError, r"\[T, S\] or \[\*B"),
+    "key_lengths: of another batch": (many(mask=aj.key_lengths(np.ones(3, int))), ValueError, r"\(3, 1, 7, 9\).*\[2, 4 or 1"),
+    "key_lengths: float lengths": (lambda: aj.key_lengths(np.ones(2)), TypeError, "must hold integers"),
+    "segments: of another length": (many(mask=aj.segments(np.ones(7, int), np.ones(8, int))), ValueError, r"\(7, 8\).*\(7, 9\)"),
+    "segments: of two batches": (lambda: aj.segments(np.ones((2, 3), int), np.ones(3, int)), ValueError, "same batch dimensions"),
+    "causal: T != S": (many(mask=aj.causal()), ValueError, "offset=0 .* or offset=2"),
+    "causal: traced offset": (traced(lambda o: one(mask=aj.causal(offset=o))(), 1), TypeError, "offset.*must be static"),
+    "causal: `and` of masks": (lambda: aj.causal() and aj.prefix(1), TypeError, "`&`, `|` and `~`".replace("|", r"\|")),
+    "causal: `not` of a mask": (lambda: not aj.causal(), TypeError, "no truth value"),
+    "sliding_window: T != S": (many(mask=aj.sliding_window(2, 0)), ValueError, "offset=0 .* or offset=2"),
+    "sliding_window: traced window": (traced(lambda w: one(mask=aj.sliding_window(w, 0, offset=0))(), 1), TypeError, "left.*must be static"),
+    "sliding_window: below 0": (lambda: aj.sliding_window(-1, 0), ValueError, "left.*at least 0"),
+    "sliding_window: fractional window": (lambda: aj.sliding_window(1.5, 0), TypeError, "must be an integer"),
+    "prefix: traced prefix": (traced(lambda n: one(mask=aj.prefix(n))(), 1), TypeError, "prefix.*must be static"),
+    "mask_from_function: function not bool": (many(mask=aj.mask_from_function(lambda t, s: t - s)), TypeError, "must return bool"),
+    "split_heads: traced heads": (traced(lambda n: aj.split_heads(jnp.ones((3, 4)), n), 2), TypeError, "num_heads must be static"),
+    "split_heads: no heads to split into": (lambda: aj.split_heads(jnp.ones((3, 4)), 0), ValueError, "num_heads must be at least 1"),
+    "alibi_slopes: traced slopes": (traced(aj.alibi_slopes, 2), TypeError, "must be static"),
+    "learned_positions: traced position": (traced(lambda o: aj.learned_positions(jnp.ones((4, 2)), 1, offset=o), 1), TypeError, "offset.*must be static"),
+    "learned_positions: position beyond the table": (lambda: aj.learned_positions(jnp.ones((4, 2)), 5), ValueError, "4 rows"),
+    "sinusoidal_positions: traced length": (traced(lambda n: aj.sinusoidal_positions(n, 4), 3), TypeError, "length.*must be static"),
+    "sinusoidal_positions: odd sinusoid": (lambda: aj.sinusoidal_positions(3, 5), ValueError, "even"),
+    "linear_scaling: traced factor": (traced(lambda f: aj.linear_scaling(jnp.ones(2), factor=f), 2.0), TypeError, "static factor"),
+    "linear_scaling: scaling below 1": (lambda: aj.linear_scaling(jnp.ones(2), factor=0.5), ValueError, "factor >= 1"),
+    "rotary_embedding: integer to rotary": (lambda: aj.rotary_embedding(jnp.ones((3, 1, 4), int), jnp.arange(3), jnp.ones(2)), TypeError, "x must be floating"),
+    "rotary_embedding: rotary wider than the head": (
+        lambda: aj.rotary_embedding(jnp.ones((3, 1, 4)), jnp.arange(3), jnp.ones(3)), ValueError, "R <= H",
+    ),
+    "rotary_embedding: rotary positions": (
+        lambda: aj.rotary_embedding(jnp.ones((3, 1, 4)), jnp.arange(2), jnp.ones(2)), ValueError, r"positions \(2,\)",
+    ),
+    "rotary_frequencies: odd rotary": (lambda: aj.rotary_frequencies(5), ValueError, "even"),
+    "project: kernel": (lambda: aj.project(jnp.ones((3, 4)), jnp.ones((5, 6))), ValueError, r"x \(3, 4\), kernel \(5, 6\)"),
+    "attention: heads before length": (
+        lambda: aj.attention(*(np.ones((2, 4, n, 8), np.float32) for n in (7, 9, 9))), ValueError, r"swapaxes\(x, -3, -2\)",
+    ),
+    "attention: an array as score": (lambda: aj.attention(Q, K, V, score=np.ones((7, 9))), TypeError, r"score=bias\(array\)"),
+    "attention_and_lse: implementation": (
+        lambda: aj.attention_and_lse(Q, K, V, implementation="flash"), ValueError, "None or one of 'reference', 'blockwise', got 'flash'",
+    ),
+    "explain: mixed dtypes": (lambda: aj.explain(Q, jnp.bfloat16(K), V), ValueError, "query float32, key bfloat16, value float32"),
+    "attention_weights: rows": (lambda: aj.attention_weights(Q, K, rows=[7]), ValueError, "rows must lie in -7 .. 6, got 7"),
+    "causal_attention: T != S": (
+        lambda: aj.causal_attention(Q[0, :, 0], K[0, :, 0], V[0, :, 0]), ValueError, "offset=0 .* or offset=2",
+    ),
+    "merge_heads: no heads": (lambda: aj.merge_heads(jnp.ones(3)), ValueError, r"x \(3,\): expected \[\*B, T, N, H\]"),
+    "split_heads: a scalar": (lambda: aj.split_heads(jnp.ones(()), 2), ValueError, r"x \(\)"),
+    "causal_from: float": (lambda: aj.causal_from(1.5), TypeError, "must hold integers, got float32"),
+    "causal_from: lengths of another batch": (many(mask=aj.causal_from(np.zeros(3, int))), ValueError, r"\(3, 1, 7, 9\)"),
+    "mask_from_function: no function": (lambda: aj.mask_from_function(3), TypeError, "wants a function .* got 3"),
+    "Mask: truth value": (lambda: bool(aj.causal() & aj.prefix(1)), TypeError, "no truth value"),
+    "Score: not one": (lambda: aj.soft_cap(1.0) >> 3, TypeError, "a score is made by .* got 3"),
+    "bias: [B, T, S]": (lambda: aj.attention(Q, K, V, score=aj.bias(np.zeros((2, 7, 9)))), ValueError, "give it a head axis"),
+    "bias: integers": (lambda: aj.attention(Q, K, V, score=aj.bias(np.zeros((7, 9), int))), TypeError, "must be floating point"),
+    "alibi: T != S": (lambda: aj.attention(Q, K, V, score=aj.alibi(np.ones(4))), ValueError, "offset=0 .* or offset=2"),
+    "alibi: slopes": (
+        lambda: aj.attention(Q, K, V, score=aj.alibi(np.ones(2), offset=0)), ValueError, r"slopes \(2,\), expected one a head, \(4,\)",
+    ),
+    "relative_bias: heads": (
+        lambda: aj.attention(Q, K, V, score=aj.relative_bias(np.ones((8, 2)), offset=0)), ValueError, r"table \(8, 2\).*N = 4",
+    ),
+    "relative_bias: few buckets": (
+        lambda: aj.attention(Q, K, V, score=aj.relative_bias(np.ones((1, 4)), offset=0)), ValueError, "at least 2 buckets, got 1",
+    ),
+    "relative_bias: distance": (lambda: aj.relative_bias(np.ones((8, 4)), max_distance=1), ValueError, "max_distance.* at least 2, got 1"),
+    "soft_cap: 0": (lambda: aj.soft_cap(0.0), ValueError, "one positive number, got 0.0"),
+    "soft_cap: several": (lambda: aj.soft_cap(np.ones(3)), ValueError, r"one positive number, got \(3,\)"),
+    "score_from_function: no function": (lambda: aj.score_from_function(3), TypeError, "a score is made by .* got 3"),
+    "score_from_function: shape": (
+        lambda: aj.attention(Q, K, V, score=lambda logit, head, t, s: np.ones((3, 3))), ValueError, r"made \(3, 3\) of logits \(7, 9\)",
+    ),
+    "add_sinks: sinks": (
+        lambda: aj.add_sinks(jnp.ones((2, 7, 4, 5)), jnp.ones((2, 4, 7)), jnp.ones(3)), ValueError, r"sinks \[N\]; got .*sinks \(3,\)",
+    ),
+    "ntk_scaling: below 1": (lambda: aj.ntk_scaling(jnp.ones(2), factor=0.5), ValueError, "factor >= 1.* got 0.5"),
+    "yarn_scaling: below 1": (lambda: aj.yarn_scaling(jnp.ones(2), factor=0.5, original_length=9), ValueError, "factor >= 1.* got 0.5"),
+    "yarn_amplitude: below 1": (lambda: aj.yarn_amplitude(0.5), ValueError, "factor >= 1.* got 0.5"),
+    "llama3_scaling: below 1": (lambda: aj.llama3_scaling(jnp.ones(2), factor=0.5, original_length=9), ValueError, "factor >= 1.* got 0.5"),
+    "project_fused: kernel": (lambda: aj.project_fused(X, jnp.ones((7, 12)), num_heads=4), ValueError, r"x \(2, 5, 8\), kernel \(7, 12\)"),
+    "project_separate: kernel": (
+        lambda: aj.project_separate(X, X, [jnp.ones((7, 8))] * 3, num_heads=4), ValueError, r"x \(2, 5, 8\), kernel \(7, 8\)",
+    ),
+    "KVCache: no room": (lambda: aj.KVCache.empty(0, 2, 4), ValueError, "capacity must be at least 1, got 0"),
+    "KVCache: overrun": (lambda: cache().append(K, V), ValueError, "9 more tokens on the 0 it holds do not fit in a capacity of 8"),
+    "KVCache: heads": (lambda: cache().append(K[:, :2, :1], V[:, :2]), ValueError, r"key has float32\[2, 2, 1, 8\].*\[2, 'T', 2, 8\]"),
+    "KVCache: dtype": (lambda: cache().append(jnp.bfloat16(K[:, :2]), V[:, :2]), ValueError, "key has bfloat16.*same dtype"),
+    "modules.SingleHeadAttention: D": (lambda: modules.SingleHeadAttention(9, 4, rngs=rngs())(X), ValueError, r"x \(2, 5, 8\), kernel \(9, 4\)"),
+    "modules.SingleHeadAttention: rate": (lambda: modules.SingleHeadAttention(8, 4, dropout_rate=2.0, rngs=rngs()), ValueError, "below 1, got 2.0"),
+    "modules.ConcatenatedHeads: heads": (lambda: modules.ConcatenatedHeads(8, 3, rngs=rngs()), ValueError, "embed_dim=8 must be a multiple of num_heads=3"),
+    "modules.MultiHeadAttention: heads": (lambda: modules.MultiHeadAttention(8, 3, rngs=rngs()), ValueError, "embed_dim=8 must be a multiple of num_heads=3"),
+    "modules.MultiHeadAttention: kv heads": (
+        lambda: modules.MultiHeadAttention(8, 4, num_kv_heads=3, rngs=rngs()), ValueError, "num_heads=4 must be a multiple of num_kv_heads=3",
+    ),
+    "modules.MultiHeadAttention: positions": (
+        lambda: modules.MultiHeadAttention(8, 4, rngs=rngs())(X, positions=jnp.arange(5)), ValueError, "build the module with rotary=",
+    ),
+    "modules.MultiHeadAttention: fused, of two inputs": (
+        lambda: modules.MultiHeadAttention(8, 4, fused=True, rngs=rngs())(X, X), ValueError, "build with fused=False",
+    ),
+    "modules.FeedForward: D": (lambda: modules.FeedForward(9, rngs=rngs())(X), ValueError, r"x \(2, 5, 8\), kernel \(9, 36\)"),
+    "modules.SwiGLU: D": (lambda: modules.SwiGLU(9, rngs=rngs())(X), ValueError, r"x \(2, 5, 8\), kernel \(9, 24\)"),
+    "modules.LearnedPositions: too long": (lambda: modules.LearnedPositions(4, 8, rngs=rngs())(5), ValueError, "4 rows"),
+    "modules.SinusoidalPositions: odd": (lambda: modules.SinusoidalPositions(4, 7, rngs=rngs())(5), ValueError, "even"),
+    "modules.TransformerBlock: D": (lambda: modules.TransformerBlock(16, 2, rngs=rngs())(X), ValueError, r"x has shape \(2, 5, 8\).* D = 16"),
+    "modules.TransformerLM: layers": (lambda: modules.TransformerLM(5, 4, 8, 2, 0, rngs=rngs()), ValueError, "num_layers must be at least 1"),
+    "modules.TransformerLM: too long": (
+        lambda: modules.TransformerLM(5, 4, 8, 2, 1, rngs=rngs())(jnp.zeros((2, 5), int)), ValueError, "4 rows",
+    ),
+    "modules.from_torch: another module": (lambda: modules.from_torch(modules.FeedForward(8, rngs=rngs()), {}), TypeError, "got FeedForward"),
+    "modules.to_torch: another module": (lambda: modules.to_torch(modules.FeedForward(8, rngs=rngs()), {}), TypeError, "got FeedForward"),
+    "generate.generate: no prompt": (
+        lambda: generate(modules.TransformerLM(5, 4, 8, 2, 1, rngs=rngs()), jnp.zeros(0, int), 3, rng=jax.random.key(0)),
+        ValueError, "at least one integer token",
+    ),
+    "view.plot_heads: labels": (lambda: plot_heads(np.ones((1, 1, 3, 3)), list("ab")), ValueError, "T = 2 tokens, got"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_say_what_is_wrong(case):
+    call, error, message = REFUSED[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_every_public_name_is_in_the_table():
+    here = {key.split(":")[0] for key in REFUSED}
+    functions = {name for name, value in vars(aj).items() if callable(value) and not name.startswith("_")}
+    of_modules = {f"modules.{name}" for name, value in vars(modules).items() if callable(value)}
+    assert functions | of_modules <= here
+
+
+@pytest.mark.parametrize("case", ["integer query", "mask [B, T, S] with B == N", "lengths differ", "rate 1.5"])
+def test_refusals_do_not_hang_on_chex(case):
+    import chex
+
+    call, error, message = REFUSED[f"multi_head_attention: {case}"]
+    chex.disable_asserts()
+    try:
+        with pytest.raises(error, match=message):
+            call()
+    finally:
+        chex.enable_asserts()
