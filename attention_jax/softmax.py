@@ -211,7 +211,7 @@ class Softmax(Sweep):
         mask, score, seed, (query, key, value) = rule.cleaned(operands)
         logits = rule.logits(block, masked, mask, score, query, key)
         lowest = jnp.finfo(logits.dtype).min  # not -inf, from which nothing can be subtracted
-        higher = lax.reduce(logits, lowest, lax.max, (1,))
+        higher = jnp.maximum(jnp.max(logits, axis=-1), lowest)
         if before:
             peak, total, sums = before
             higher = jnp.maximum(peak, higher)

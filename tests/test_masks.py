@@ -75,6 +75,8 @@ def test_a_block_is_a_part_of_the_whole(tree, row, height, column, width):
     seen = jnp.broadcast_to(block.at(jnp.array(rows), jnp.array(columns)), truth.shape)
     np.testing.assert_array_equal(seen, truth)
     some, every = block.some_every((rows[0], rows[-1]), (columns[0], columns[-1]))
+    assert bool(some) >= truth.any() and bool(every) <= truth.all()
+    some, every = block.some_every((rows[0], rows[-1]), (columns[0], columns[-1]))
     assert some or not truth.any()
     assert truth.all() or not every
     low, high = mask.columns_of((rows[0], rows[-1]), S)
@@ -165,3 +167,14 @@ def test_printing():
     seen = []
     jax.jit(lambda n: seen.append(str(key_lengths(n))))(3)
     assert seen == ["key_lengths(int32[])"]
+
+
+def test_segments_tell_what_their_blocks_hold():
+    """With ids in any order, among them blocks whose lowest ids agree and others do not."""
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        rows, columns = random.integers(0, 2, 3), random.integers(0, 2, 3)
+        mask = segments(rows, columns)
+        some, every = mask.some_every((0, 2), (0, 2))
+        truth = rows[:, None] == columns[None, :]
+        assert bool(some) >= truth.any() and bool(every) == truth.all()

@@ -168,6 +168,10 @@ def cases(draw):
     )  # fmt: skip
 
 
+def test_a_row_that_sees_nothing_in_blocks_of_one_key():
+    Case(2, 1, 1, 1, 1, 1, (), "float32", "segments(0, 0)", "", (2, 1)).run()
+
+
 def check(case):
     note(f'python -c "from test_properties import *; {case!r}.run()"')
     case.run()

@@ -1,0 +1,115 @@
+"""Small faults in the library, each with the test that has to catch it: `python tests/mutants.py [FILE ...]`.
+
+Each fault is put into a copy of the checkout, and the test named beside it is run there; it must fail. A fault whose
+text is no longer in the file is an error too, so that this list cannot fall behind the library.
+"""
+
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutant(NamedTuple):
+    file: str
+    right: str
+    wrong: str
+    test: str
+
+
+MUTANTS = [
+    # the equation
+    Mutant("dot_product.py", "logits = scale * jnp.where(", "logits = jnp.where(", "test_dot_product.py::test_every_head_layout"),
+    Mutant("dot_product.py", "exponential / total)", "exponential)", "test_dot_product.py::test_every_head_layout"),
+    Mutant("dot_product.py", "jnp.max(logits, axis=-1, keepdims=True,", "jnp.max(logits, axis=-2, keepdims=True,", "test_weights.py::test_every_mask"),
+    Mutant("dot_product.py", "dtype = jnp.promote_types(query.dtype, jnp.float32)", "dtype = query.dtype", "test_contract.py::test_float16_logits_beyond_float16[reference] -m slow"),
+    Mutant("dot_product.py", "output = jnp.matmul(weights, value, precision=precision)", "output = jnp.matmul(weights, value)", "test_contract.py::test_precision_reaches_both_products"),
+    Mutant("dot_product.py", "logits, -jnp.inf))\n    chex", "logits, -1e30))\n    chex", "test_weights.py::test_every_mask"),
+    Mutant("dot_product.py", "jnp.where(keep, weights / (1 - rate), 0)", "jnp.where(keep, weights, 0)", "test_contract.py::test_dropout_keeps_the_mean_and_the_rate"),
+    Mutant("dot_product.py", "jax.random.split(dropout_rng, (*batch, N))", "jnp.broadcast_to(dropout_rng, (*batch, N))", "test_contract.py::test_dropout_differs_everywhere_and_repeats"),
+    Mutant("axes.py", "over(over(fn, -1, 1, None), -2, 1, 1)", "over(over(fn, -2, 1, None), -1, 1, 1)", "test_all_pairs.py"),
+    # masks
+    Mutant("mask_rules.py", "columns[None, :] <= rows[:, None] + (self.offset or 0)", "columns[None, :] < rows[:, None] + (self.offset or 0)", "test_masks.py"),
+    Mutant("mask_rules.py", "return columns[None, :] < self.n", "return columns[None, :] <= self.n", "test_masks.py"),
+    Mutant("mask_rules.py", "(distance <= self.right)\n", "(distance < self.right)\n", "test_masks.py"),
+    Mutant("mask_rules.py", "return some, (low == high) & (key_low == key_high) & (low == key_low)", "return some, low == key_low", "test_masks.py"),
+    Mutant("mask_rules.py", "if offset is None and T != S:", "if False:", "test_errors.py -k causal"),
+    Mutant("mask_rules.py", "columns[1] <= rows[0] + offset\n\n    def columns_of", "columns[1] <= rows[1] + offset\n\n    def columns_of", "test_masks.py"),
+    Mutant("mask_rules.py", "return columns[0] - (self.offset or 0), T - 1", "return columns[1] - (self.offset or 0), T - 1", "test_dot_product.py::test_every_mask"),
+    Mutant("mask_tree.py", "return _not(every), _not(some)", "return _not(some), _not(every)", "test_masks.py"),
+    Mutant("mask_tree.py", "return left[0] | right[0], left[1] | right[1]", "return left[0] | right[0], left[1] | right[0]", "test_masks.py"),
+    # block by block
+    Mutant("softmax.py", "higher = jnp.maximum(jnp.max(logits, axis=-1), lowest)", "higher = jnp.max(logits, axis=-1)", "test_properties.py::test_a_row_that_sees_nothing_in_blocks_of_one_key"),
+    Mutant("softmax.py", "total * shrink + added[0]", "total + added[0]", "test_dot_product.py::test_every_mask -k blockwise"),
+    Mutant("softmax.py", "jnp.where(blind, -jnp.inf, peak + jnp.log(total))", "peak + jnp.log(total)", "test_blockwise.py::test_log_sum_exp_is_exact_and_differentiable"),
+    Mutant("softmax.py", "return some, every & (columns[1] < self.keys) if self.padded else every", "return some, every", "test_all_pairs.py"),
+    Mutant("softmax.py", "d_weights = d_weights if d_total is None else d_weights + d_total[None, :]", "pass", "test_dot_product.py::test_every_mask -k blockwise"),
+    Mutant("softmax.py", "d_output = d_output - jnp.moveaxis(d_lse", "d_output = d_output + jnp.moveaxis(d_lse", "test_dot_product.py::test_every_mask -k blockwise"),
+    Mutant("softmax.py", "return mask, score, seed, [*(jnp.where(jnp.isfinite(x), x, 0) for x in (query, key, value)), *lse]", "return mask, score, seed, [query, key, value, *lse]", "test_contract.py::test_what_no_row_sees_changes_no_bit"),
+    Mutant("softmax.py", "jnp.matmul(one, other, precision=self.precision)", "jnp.matmul(one, other)", "test_conformance.py::test_ours -k precision"),
+    Mutant("blockwise.py", "(jax.ShapeDtypeStruct((b, t, K, N // K, Hv), dtype)", "(jax.ShapeDtypeStruct((b, t, K, N // K, Hv), value.dtype)", "test_blockwise.py::test_gradients_of_low_precision"),
+    Mutant("blocks.py", "jnp.where(some, jnp.where(every, 2, 1), 0)", "jnp.where(every, 2, 1)", "test_blockwise.py::test_empty_blocks_are_skipped"),
+    Mutant("blocks.py", "some, every = some > 0, every == heads", "some, every = some > 0, every > 0", "test_dot_product.py::test_every_mask -k blockwise"),
+    Mutant("dropout.py", "rows.astype(jnp.uint32) ^ seeds[0]", "(rows - rows[0]).astype(jnp.uint32) ^ seeds[0]", "test_blockwise.py::test_every_block_size"),
+    # scores
+    Mutant("scores.py", "self.second.apply(self.first.apply(", "self.first.apply(self.second.apply(", "test_all_pairs.py -m slow -k 'then and array'"),
+    Mutant("scores.py", "rows[:, None] + (self.offset or 0) - columns", "rows[:, None] - (self.offset or 0) - columns", "test_properties.py::test_a_few_cases"),
+    Mutant("scores.py", "share = jnp.moveaxis(jax.nn.sigmoid(lse - sinks), -1, -2)", "share = jnp.moveaxis(jax.nn.sigmoid(sinks - lse), -1, -2)", "test_blockwise.py::test_sinks_are_keys_without_a_value"),
+    # weights, the cache, positions
+    Mutant("weights.py", "key[..., heads // (N // K), :]", "key[..., heads % K, :]", "test_weights.py::test_every_mask"),
+    Mutant("cache.py", "causal_from(self.length - T)", "causal_from(self.length)", "test_cache.py::test_in_chunks"),
+    Mutant("cache.py", "jnp.where(spoilt, jnp.nan, ", "jnp.where(spoilt, 0.0, ", "test_cache.py::test_overrun_is_nan_where_the_length_is_traced"),
+    Mutant("positions.py", "second * cos + first * sin", "second * cos - first * sin", "test_positions.py"),
+]  # fmt: skip
+
+
+def copy(target: Path) -> None:
+    for name in ("attention_jax", "tests", "pyproject.toml"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target / name)
+
+
+def run(test: str, root: Path) -> bool:
+    """Whether the test passes there."""
+    file, *more = shlex.split(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", f"tests/{file}", *more]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{test} could not be run:\n{done.stdout}{done.stderr}")
+    return done.returncode == 0
+
+
+def survives(mutant: Mutant) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        copy(root := Path(folder))
+        file = root / "attention_jax" / mutant.file
+        text = file.read_text()
+        if text.count(mutant.right) != 1:
+            raise RuntimeError(f"{mutant.file} has {text.count(mutant.right)} times, not once: {mutant.right}")
+        file.write_text(text.replace(mutant.right, mutant.wrong))
+        return run(mutant.test, root)
+
+
+def main() -> int:
+    """Print what became of each; the exit status says whether all were caught."""
+    alive = 0
+    mutants = [mutant for mutant in MUTANTS if mutant.file in sys.argv[1:] or len(sys.argv) == 1]
+    with ThreadPoolExecutor(2) as pool:
+        for mutant, survived in zip(mutants, pool.map(survives, mutants), strict=True):
+            alive += survived
+            print(
+                f"{'SURVIVES' if survived else 'caught'}: {mutant.file}: {mutant.wrong.splitlines()[0].strip()} [{mutant.test}]",
+                flush=True,
+            )
+    print(f"{len(mutants) - alive} of {len(mutants)} caught")
+    return int(alive > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
