@@ -48,7 +48,7 @@ def wrong(change):
 
 @pytest.mark.parametrize("change, detail", [
     (lambda x: x.at[0, 1, 2, 3].add(1e-4), "output off by 0.0001"),
-    (lambda x: x.at[0, 1, 2, 3].set(jnp.nan), "output NaN in 1 of 448 numbers, where the oracle has"),
+    (lambda x: x.at[0, 1, 2, 3].set(jnp.nan), "output NaN in 1 of 448 numbers, not"),
     (lambda x: x[:, :-1], r"output has shape \(2, 6, 4, 8\), where \(2, 7, 4, 8\) was expected"),
 ])  # fmt: skip
 def test_a_wrong_number_deviates(change, detail):
@@ -59,8 +59,8 @@ def test_a_wrong_number_deviates(change, detail):
 
 
 def test_what_is_not_there_is_refused_in_its_name():
-    assert repr(check(wrong(lambda x: x), "gradient of the bias")) == "Refuses: NotImplementedError: it has no bias="
-    assert check(wrong(lambda x: x), "cache overrun").detail == "NotImplementedError: it has no cache"
+    assert repr(check(wrong(lambda x: x), "gradient of the bias")) == "Refuses: it has no bias="
+    assert check(wrong(lambda x: x), "cache overrun").detail == "it has no cache"
 
 
 def test_another_error_than_the_one_wanted_is_no_pass():

@@ -180,14 +180,14 @@ def check(case):
 LIMITS = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 
 
-@settings(max_examples=6, **LIMITS)
+@settings(max_examples=4, **LIMITS)
 @given(cases())
 def test_a_few_cases(case):
     check(case)
 
 
 @pytest.mark.slow
-@settings(max_examples=100, **LIMITS)
+@settings(max_examples=120, **LIMITS)
 @given(cases())
 def test_many_cases(case):
     check(case)

@@ -26,7 +26,10 @@ def query_key():
     return suite.inputs(SHAPE)[:2]
 
 
-@pytest.mark.parametrize("name", suite.MASKS)
+FEW = {"segments", "array", "tree"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in FEW else pytest.mark.slow) for x in suite.MASKS])
 def test_every_mask(name, query_key):
     make, truth = suite.MASKS[name]
     mask, visible = make(T, S, N, batch), truth(T, S, N, batch)

@@ -20,6 +20,10 @@ def jax_gradients(attend: Callable, inputs, cotangent, **options):
     return run(*inputs)
 
 
+class NotOfferedError(NotImplementedError):
+    """A row wants what the implementation does not have."""
+
+
 @dataclass(frozen=True)
 class Implementation:
     """An attention, as the rows of the contract call it.
@@ -55,7 +59,7 @@ class Implementation:
     def refuse_unknown(self, options) -> None:
         missing = [option for option in options if not self.has(option)]
         if missing:
-            raise NotImplementedError(f"it has no {missing[0]}=")
+            raise NotOfferedError(f"it has no {missing[0]}=")
 
     def has(self, option: str) -> bool:
         return option in inspect.signature(self.attend).parameters

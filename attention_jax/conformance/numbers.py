@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax.conformance import oracle
+from attention_jax.conformance.implementation import NotOfferedError
 from attention_jax.conformance.inputs import BATCH, N, S, T, float64, inputs, some_mask
 from attention_jax.conformance.verdict import DeviationError, near, row, same_bits
 
@@ -225,6 +226,6 @@ def _(attend):
 def _(attend):
     query, key, value, _ = inputs(S=T)
     if attend.decode is None:
-        raise NotImplementedError("it has no cache")
+        raise NotOfferedError("it has no cache")
     truth, _ = oracle.attention(query, key, value, np.tri(T, dtype=bool))
     near("output", attend.decode(query, key, value, chunks=[3, 1, 2, 1], capacity=T), truth, FLOAT32)

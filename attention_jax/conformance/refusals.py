@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax.conformance import oracle
+from attention_jax.conformance.implementation import NotOfferedError
 from attention_jax.conformance.inputs import BATCH, N, S, T, inputs
 from attention_jax.conformance.verdict import DeviationError, refused, row
 
@@ -105,5 +106,5 @@ def _(attend):
 def _(attend):
     query, key, value, _ = inputs(S=T)
     if attend.decode is None:
-        raise NotImplementedError("it has no cache")
+        raise NotOfferedError("it has no cache")
     refused(ValueError, ("capacity",), attend.decode, query, key, value, chunks=[1] * T, capacity=T - 2)

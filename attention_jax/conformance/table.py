@@ -17,13 +17,14 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #1d2330; }
 table { border-collapse: collapse; } th, td { padding: .3rem .6rem; border-bottom: 1px solid #dde1e8; }
 thead th { position: sticky; top: 0; background: #fff; text-align: left; vertical-align: bottom; }
-tbody th { text-align: left; font-weight: 500; } td.expected { color: #5b6475; }
-td { vertical-align: top; } td small { display: block; max-width: 15rem; overflow-wrap: anywhere; color: #5b6475; }
+tbody th { text-align: left; vertical-align: top; font-weight: 500; min-width: 11rem; } td.expected { color: #5b6475; }
+td { vertical-align: top; }
+small { display: block; max-width: 11rem; font-weight: normal; overflow-wrap: break-word; color: #5b6475; }
 .passes b { color: #157347; } .deviates b { color: #b3261e; } .refuses b { color: #8a6100; }
 .deviates { background: #fdf1f0; } .refuses { background: #fdf8ec; }
 pre { background: #f4f6f9; padding: .8rem; overflow-x: auto; }
 @media (prefers-color-scheme: dark) {
-  body, thead th { background: #14171c; color: #e6e9ef; } td.expected, td small { color: #a3abba; }
+  body, thead th { background: #14171c; color: #e6e9ef; } td.expected, small { color: #a3abba; }
   th, td { border-color: #2b313c; } pre { background: #1d222a; }
   .deviates { background: #2c1a1a; } .refuses { background: #292213; }
   .passes b { color: #4cc38a; } .deviates b { color: #ff8f87; } .refuses b { color: #e2b558; }
@@ -69,7 +70,9 @@ def to_markdown(verdicts: Verdicts, implementations: list[Implementation]) -> st
 def to_html(verdicts: Verdicts, implementations: list[Implementation]) -> str:
     """One file with no other beside it."""
     names = [each.name for each in implementations]
-    header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    header = "".join(
+        f"<th>{html.escape(each.name)}<small>{html.escape(each.version)}</small></th>" for each in implementations
+    )
     body = ""
     for row, cells in verdicts.items():
         body += f"<tr><th>{html.escape(row)}</th><td class=expected>{html.escape(ROWS[row].expected)}</td>"
@@ -97,5 +100,5 @@ print(check(installed()["jax.nn"], "row that sees no key: output"))"""
 def _introduction(implementations):
     return (
         "What implementations of attention do at the edges, against a float64 oracle, as "
-        f"`python -m attention_jax.conformance --write docs` measured it on {versions(implementations)}."
+        f"python -m attention_jax.conformance measured it on {versions(implementations)}."
     )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax.conformance import oracle
+from attention_jax.conformance.implementation import NotOfferedError
 from attention_jax.conformance.inputs import T, inputs, some_mask
 from attention_jax.conformance.numbers import FLOAT32, GRADIENT
 from attention_jax.conformance.verdict import near, row
@@ -14,7 +15,7 @@ from attention_jax.conformance.verdict import near, row
 
 def traceable(attend):
     if not attend.traceable:
-        raise NotImplementedError("it is not a function of JAX arrays")
+        raise NotOfferedError("it is not a function of JAX arrays")
     return attend
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention_jax.conformance.implementation import Implementation
+from attention_jax.conformance.implementation import Implementation, NotOfferedError
 
 
 class DeviationError(Exception):
@@ -53,6 +53,8 @@ def check(implementation: Implementation, name: str) -> Verdict:
         ROWS[name].run(implementation)
     except DeviationError as deviation:
         return Verdict("deviates", str(deviation))
+    except NotOfferedError as error:
+        return Verdict("refuses", str(error))
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return Verdict("refuses", f"{type(error).__name__}: {lines[0]}")
@@ -69,15 +71,15 @@ def near(what: str, ours, truth, tolerance: float) -> None:
     if broken.any():
         kind = "NaN" if np.isnan(ours[broken]).all() else "inf"
         there = np.unique(truth[broken])
-        instead = f"{there[0]:.3g}" if len(there) == 1 else "numbers"
-        raise DeviationError(f"{what} {kind} in {broken.sum()} of {ours.size} numbers, where the oracle has {instead}")
+        instead = f"{there[0]:.3g}" if len(there) == 1 else "finite"
+        raise DeviationError(f"{what} {kind} in {broken.sum()} of {ours.size} numbers, not {instead}")
     finite = np.isinf(truth) & np.isfinite(ours)
     if finite.any():
-        raise DeviationError(f"{what} {ours[finite][0]:.3g}, where the oracle has {truth[finite][0]}")
+        raise DeviationError(f"{what} {ours[finite][0]:.3g}, not {truth[finite][0]}")
     difference = np.max(np.abs(np.where(same, 0, ours - np.where(same, 0, truth))), initial=0)
     size = np.max(np.abs(truth), initial=0, where=np.isfinite(truth))
     if not difference <= tolerance * max(size, 1e-3):
-        raise DeviationError(f"{what} off by {difference:.2g}, where the oracle's largest number is {size:.2g}")
+        raise DeviationError(f"{what} off by {difference:.2g}; the largest is {size:.2g}")
 
 
 def same_bits(what: str, ours, theirs) -> None:
