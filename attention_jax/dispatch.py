@@ -76,7 +76,7 @@ def attention_and_lse(query, key, value, *, implementation: str | None = None, *
 
 def _choose(query, key, value, implementation) -> tuple[str, str]:
     """Which implementation, and why."""
-    # By `python -m benchmarks.attention` on 2 CPU cores, blockwise takes 0.1 to 0.45 of the reference's time, forward
+    # By `python -m benchmarks.attention` on 2 CPU cores, blockwise takes 0.1 to 0.7 of the reference's time, forward
     # and backward, from (B, T, N, H) = (32, 64, 4, 32) on. A problem of one block has no loop: it is the plain path.
     T, S = query.shape[-3], key.shape[-3]
     if implementation is not None:

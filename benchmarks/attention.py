@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import attention_jax as aj
+from attention_jax.conformance import peers
 from benchmarks.interleave import medians
 
 try:
@@ -27,21 +28,24 @@ CAUSAL = [
     (2, 1024, 8, 64), (1, 4096, 8, 64), (1, 8192, 8, 64),
 ]  # fmt: skip
 WINDOW = [(1, 2048, 8, 64), (1, 8192, 8, 64)]
-JAX_NN_UP_TO = 4096  # beyond it needs gigabytes
+WHOLE_UP_TO = 4096  # beyond, weights that are held whole need gigabytes
 
 
 def jax_contenders(mask, T: int) -> dict[str, Callable]:
-    """Each of ours, and `jax.nn`, as a function of query, key and value."""
+    """Each of ours, and the JAX libraries installed, as a function of query, key and value."""
     ours = {
         name: partial(aj.attention, mask=mask, implementation=name)
         for name in ("blockwise", "reference")
         if name == "blockwise" or T <= 1024
     }
-    if T > JAX_NN_UP_TO:
+    if T > WHOLE_UP_TO:
         return ours
-    whole = None if isinstance(mask, type(aj.causal())) else mask.to_array(T, T)
-    options = {"is_causal": True} if whole is None else {"mask": whole[None, None]}
-    return ours | {"jax.nn": partial(jax.nn.dot_product_attention, **options)}
+    causal, whole = isinstance(mask, type(aj.causal())), mask.to_array(T, T)
+    for peer in peers.implementations():
+        if peer.traceable and peer.name in ("jax.nn", "nnx function", "tokamax", "equinox"):
+            options = {"causal": True} if causal and peer.has("causal") else {"mask": whole}
+            ours[peer.name] = partial(peer.attend, **options)
+    return ours
 
 
 def compiled(attend, inputs, cotangent):

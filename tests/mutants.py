@@ -36,6 +36,7 @@ MUTANTS = [
     Mutant("axes.py", "over(over(fn, -1, 1, None), -2, 1, 1)", "over(over(fn, -2, 1, None), -1, 1, 1)", "test_all_pairs.py"),
     # masks
     Mutant("mask_rules.py", "columns[None, :] <= rows[:, None] + (self.offset or 0)", "columns[None, :] < rows[:, None] + (self.offset or 0)", "test_masks.py"),
+    Mutant("mask_rules.py", "return columns[None, :] <= rows[:, None] + (self.offset or 0)", "return columns[None, :] <= rows[:, None]", "test_masks.py"),
     Mutant("mask_rules.py", "return columns[None, :] < self.n", "return columns[None, :] <= self.n", "test_masks.py"),
     Mutant("mask_rules.py", "(distance <= self.right)\n", "(distance < self.right)\n", "test_masks.py"),
     Mutant("mask_rules.py", "return some, (low == high) & (key_low == key_high) & (low == key_low)", "return some, low == key_low", "test_masks.py"),

@@ -309,6 +309,22 @@ def test_empty_blocks_are_skipped(mask, blocks):
     assert len(visits) == blocks
 
 
+def test_empty_blocks_are_skipped_under_vmap():
+    visits = []
+
+    def score(logit, head, t, s):
+        jax.debug.callback(lambda: visits.append(None))
+        return logit
+
+    def attend(length):
+        return blockwise_attention(x, x, x, mask=aj.key_lengths(length), score=score, block_sizes=(8, 8))
+
+    x = jnp.ones((64, 1, 4))
+    jax.block_until_ready(jax.vmap(attend)(jnp.array([0, 17, 40])))
+    jax.effects_barrier()
+    assert len(visits) == 8 * (0 + 3 + 5)
+
+
 def test_gradients_of_low_precision(arrays):
     """Where one key has all the weight, the gradient is the difference of two equals, neither of which may be rounded."""
     query, key, value, cotangent = (x.astype(jnp.bfloat16) for x in arrays)

@@ -102,9 +102,24 @@ def _(attend):
         raise DeviationError(f"{len(ignored)} of {len(products)} products ignore it")
 
 
-@row("cache overrun", "an error, or NaN where the length is traced")
+@row("cache overrun", "an error that names the capacity")
 def _(attend):
     query, key, value, _ = inputs(S=T)
     if attend.decode is None:
         raise NotOfferedError("it has no cache")
     refused(ValueError, ("capacity",), attend.decode, query, key, value, chunks=[1] * T, capacity=T - 2)
+
+
+@row("cache overrun under jit", "an error, or NaN")
+def _(attend):
+    query, key, value, _ = inputs(S=T)
+    if attend.decode is None:
+        raise NotOfferedError("it has no cache")
+
+    @jax.jit
+    def run(query, key, value):
+        return attend.decode(query, key, value, chunks=[1] * T, capacity=T - 2)
+
+    finite = jnp.isfinite(run(query, key, value)[:, T - 2 :])
+    if finite.any():
+        raise DeviationError(f"{finite.sum()} of {finite.size} numbers beyond the end are finite")

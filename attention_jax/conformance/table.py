@@ -18,8 +18,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem
 table { border-collapse: collapse; } th, td { padding: .3rem .6rem; border-bottom: 1px solid #dde1e8; }
 thead th { position: sticky; top: 0; background: #fff; text-align: left; vertical-align: bottom; }
 tbody th { text-align: left; vertical-align: top; font-weight: 500; min-width: 11rem; } td.expected { color: #5b6475; }
-td { vertical-align: top; }
-small { display: block; max-width: 11rem; font-weight: normal; overflow-wrap: break-word; color: #5b6475; }
+td { vertical-align: top; min-width: 5.5rem; } td.expected { min-width: 9rem; }
+small { display: block; max-width: 9rem; font-weight: normal; overflow-wrap: anywhere; color: #5b6475; }
 .passes b { color: #157347; } .deviates b { color: #b3261e; } .refuses b { color: #8a6100; }
 .deviates { background: #fdf1f0; } .refuses { background: #fdf8ec; }
 pre { background: #f4f6f9; padding: .8rem; overflow-x: auto; }
