@@ -108,6 +108,12 @@ def test_every_block_size(block_sizes, arrays):
     close(jax.jit(partial(blockwise, block_sizes=block_sizes))(*arrays[:3], SLOPES), reference(*arrays[:3], SLOPES))
 
 
+def test_what_fills_the_last_block_is_never_seen(arrays):
+    query, key, value, _ = arrays
+    ours = blockwise_attention(query, key, value, block_sizes=(4, 4))[0]
+    close(ours, aj.multi_head_attention(query, key, value))
+
+
 @pytest.mark.parametrize(
     "which",
     ["everything", *(pytest.param(x, marks=pytest.mark.slow) for x in ("query", "mask", "value", "slopes", "rng"))],
