@@ -97,6 +97,10 @@ class Config:
     """Decides parameters, batches, dropout and samples."""
     eval_every: int = 250
     """Steps from one validation and sample to the next."""
+    checkpoint_every: int = 250
+    """Steps from one checkpoint to the next; there is one at the end, too."""
+    resume: bool = False
+    """Go on with the run of this name, from its newest checkpoint."""
     quiet: bool = False
     """Print nothing but errors."""
     data: Data = field(default_factory=Data)
@@ -106,7 +110,7 @@ class Config:
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.name) or not self.name.strip("."):
             raise ValueError(f"name may hold letters, digits and . _ - only, got {self.name!r}")
-        _at_least(1, self, "steps", "eval_every")
+        _at_least(1, self, "steps", "eval_every", "checkpoint_every")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}")
 

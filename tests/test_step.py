@@ -64,6 +64,23 @@ def test_one_compilation_for_many_steps():
     assert state.step == 40 and losses[-1] < losses[0] - 0.5
 
 
+def test_a_step_that_is_not_finite_changes_nothing():
+    """And the next good one does, with a count that starts anew."""
+    optimizer = optax.adam(0.1)
+    graphdef, state = create_state(tiny(), optimizer, jax.random.key(0))
+    state = state._replace(params=jax.tree.map(jnp.copy, state.params))
+    state.params["norm"]["scale"] = state.params["norm"]["scale"].at[3].set(jnp.inf)
+    before = jax.tree.map(np.array, (state.params, state.opt_state))
+    for number in (1, 2):
+        state, metrics = train_step(state, TOKENS, graphdef=graphdef, optimizer=optimizer)
+        assert (state.step, state.skipped, metrics["skipped"]) == (number, number, number)
+        assert not metrics["finite"]["norm"]["scale"]
+        jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), before)
+    state.params["norm"]["scale"] = jnp.ones(16)
+    state, metrics = train_step(state, TOKENS, graphdef=graphdef, optimizer=optimizer)
+    assert state.skipped == 0 and metrics["finite"]["norm"]["scale"] and np.isfinite(metrics["loss"])
+
+
 def test_the_state_is_donated():
     optimizer = optax.sgd(0.1)
     graphdef, state = create_state(tiny(), optimizer, jax.random.key(0))

@@ -85,7 +85,7 @@ def test_a_run_leaves_what_it_says(capsys):
         with pytest.raises(InputError, match=message):
             write(Sample(directory, **wrong))
     CharTokenizer.of("another vocabulary").save(directory / "tokenizer.json")
-    with pytest.raises(InputError, match=r"which wants tokens.embedding \(14, 16\), saved is"):
+    with pytest.raises(InputError, match=r"which wants params.tokens.embedding float32\[14, 16\]; saved is"):
         write(Sample(directory))
 
     # a second run of the name keeps the first

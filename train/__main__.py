@@ -1,16 +1,17 @@
 """`python -m train [PRESET] [--field value ...]`: the command line of training."""
 
 import sys
+from pathlib import Path
 
 import tyro
 
-from configs import PRESETS
+from configs import PRESETS, schema
 from configs.schema import Config
-from train.errors import InputError
+from train.errors import DivergedError, InputError
 
 
-def main(arguments: list[str]) -> None:
-    """Read the command line, and run.
+def main(arguments: list[str]) -> int:
+    """Read the command line, and run; what `--resume` goes on with needs no other fields. Returns the exit status.
 
     Raises:
       InputError: a preset that is not there, and as `train.loop.run`.
@@ -20,15 +21,28 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
     description = sys.modules[f"configs.{name}"].__doc__
     prog = f"python -m train {name}"
-    config = tyro.cli(Config, default=PRESETS[name], args=arguments, prog=prog, description=description)
+    preset = PRESETS[name]
+    if "--resume" in arguments:
+        run_name = arguments[arguments.index("--name") + 1] if "--name" in arguments[:-1] else preset.name
+        preset = saved_config(run_name) or preset
+    config = tyro.cli(Config, default=preset, args=arguments, prog=prog, description=description)
     from train.loop import run  # after the command line: a wrong field is answered before JAX is loaded
 
-    run(config)
+    return run(config)
+
+
+def saved_config(name: str) -> Config | None:
+    """The configuration that a run of this name began with, if there is one."""
+    path = Path("runs") / name / "config.toml"
+    try:
+        return schema.load(path) if path.exists() else None
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
-    except InputError as error:
+        sys.exit(main(sys.argv[1:]))
+    except (InputError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)

@@ -1,42 +1,148 @@
-"""Parameters on disk, through Orbax."""
+"""The state of a run on disk, through Orbax, with a hash of its content: what is not whole is never loaded."""
 
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from train.errors import InputError
 
-
-def save(directory: Path, step: int, params: dict[str, Any]) -> None:
-    """Write the parameters of a step, whole or not at all; returns when they are on disk."""
-    with ocp.CheckpointManager(directory.resolve()) as manager:
-        manager.save(step, args=ocp.args.StandardSave(params))
-        manager.wait_until_finished()
+KEPT = 3
 
 
-def load(directory: Path, params: dict[str, Any]) -> dict[str, Any]:
-    """The newest parameters in `directory`, which must have the names, shapes and dtypes of `params`.
+class Checkpoints:
+    """The newest checkpoints of a run, each a folder of Orbax's and beside it a manifest `STEP.json`.
+
+    The manifest is written last, and holds the SHA-256 of the folder's files, of which Orbax checks none, and that of
+    the arrays in them. A folder without one is a save that never came to its end. A context manager.
+
+    Args:
+      directory: where they are; made if it is not there.
+      warn: called with a line about each checkpoint that had to be passed over.
+    """
+
+    def __init__(self, directory: Path, warn: Callable[[str], None] = lambda line: None):
+        self.directory, self.warn = directory.resolve(), warn
+        policy = ocp.checkpoint_managers.LatestN(KEPT)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
+        self.manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.manager.close()
+
+    def clean(self) -> None:
+        """Remove what a save left that never came to its end; for the process that holds the run's directory."""
+        for path in [*self.directory.glob("*.orbax-checkpoint-tmp*"), *self.directory.glob("*.json.tmp")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
+        """Write the state of a step; it is on disk, hash and all, when this returns.
+
+        Args:
+          state: a tree of arrays and random keys.
+          notes: JSON that belongs to it.
+        """
+        arrays = flat(state)
+        if step in self.manager.all_steps():  # not whole, or the run would have gone on from it
+            self._manifest(step).unlink(missing_ok=True)
+            self.manager.delete(step)
+        self.manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
+        self.manager.wait_until_finished()
+        hashes = {"files": digest_files(self.directory / str(step)), "arrays": digest(arrays)}
+        manifest = {"step": step, "sha256": hashes, "notes": notes}
+        unfinished = self.directory / f"{step}.json.tmp"
+        with unfinished.open("w", encoding="utf-8") as file:
+            json.dump(manifest, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(self._manifest(step))
+        for path in self.directory.glob("*.json"):
+            if path.stem.isdigit() and int(path.stem) not in self.manager.all_steps():
+                path.unlink()
+
+    def newest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """The arrays and notes of the newest checkpoint that is whole; None if none is."""
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                manifest = json.loads(self._manifest(step).read_text(encoding="utf-8"))
+                hashes = manifest["sha256"]
+                if manifest["step"] == step and hashes["files"] == digest_files(self.directory / str(step)):
+                    arrays = self.manager.restore(step, args=ocp.args.StandardRestore())
+                    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+                    if hashes["arrays"] == digest(arrays):
+                        return arrays, manifest["notes"]
+                reason = "its content is not what its manifest says"
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                reason = f"its manifest: {error}"
+            self.warn(f"the checkpoint of step {step} is not whole, and is passed over: {reason}")
+        return None
+
+    def _manifest(self, step: int) -> Path:
+        return self.directory / f"{step}.json"
+
+
+def flat(state: Any) -> dict[str, np.ndarray]:
+    """The arrays of a tree by their paths, random keys as their data."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): _plain(leaf) for path, leaf in leaves}
+
+
+def unflat(like: Any, arrays: dict[str, np.ndarray], source: Path) -> Any:
+    """The tree that `flat` took apart, which has to be as `like`; `arrays` may hold more.
 
     Raises:
-      InputError: there are none, or they are another model's.
+      InputError: an array is missing, or has another shape or dtype than that of `like`.
     """
-    with ocp.CheckpointManager(directory.resolve(), item_handlers=ocp.StandardCheckpointHandler()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise InputError(f"{directory}: no checkpoint here; the run stopped before its first save")
-        saved, wanted = _shapes(manager.item_metadata(step)), _shapes(params)
-        if saved != wanted:
-            name, shape = next(iter(dict(wanted.items() - saved.items()).items()), ("another leaf", ()))
+    for name, wanted in flat(like).items():
+        given = arrays.get(name)
+        if given is None or given.shape != wanted.shape or given.dtype != wanted.dtype:
+            saved = "nothing" if given is None else f"{given.dtype}{list(given.shape)}"
             raise InputError(
-                f"{directory}: not the model of config.toml and tokenizer.json, which wants {name} {shape}, "
-                f"saved is {saved.get(name, 'none')}"
+                f"{source}: not the model of config.toml and tokenizer.json, which wants "
+                f"{name} {wanted.dtype}{list(wanted.shape)}; saved is {saved}"
             )
-        return manager.restore(step, args=ocp.args.StandardRestore(params))
+
+    def leaf(path, old):
+        new = jax.numpy.asarray(arrays[jax.tree_util.keystr(path, simple=True, separator=".")])
+        return jax.random.wrap_key_data(new) if _is_key(old) else new
+
+    return jax.tree_util.tree_map_with_path(leaf, like)
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    """Shapes by path; a list's index comes back from disk as text."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {".".join(str(entry.key) for entry in path): tuple(leaf.shape) for path, leaf in leaves}
+def digest(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of the arrays' names, dtypes, shapes and bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def digest_files(directory: Path) -> str:
+    """SHA-256 of all files' paths and bytes."""
+    sha = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        sha.update(f"{path.relative_to(directory)} {path.stat().st_size}\n".encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
+def _plain(leaf) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _is_key(leaf) -> bool:
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)

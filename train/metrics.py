@@ -1,6 +1,8 @@
 """What a run says of itself: one line of JSON a record, and progress on the terminal."""
 
 import json
+import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,16 +19,18 @@ class Metrics:
     A context manager; the bar is gone when it ends.
     """
 
-    def __init__(self, path: Path, steps: int, tokens_per_step: int, quiet: bool):
-        self.file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, steps: int, tokens_per_step: int, quiet: bool, done: int = 0):
+        """`done` steps have their records in the file already; what comes after them is cut off."""
+        self.records = [record for record in read_records(path) if record["step"] <= done]
+        path.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
         self.console = Console(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
         self.steps, self.tokens_per_step = steps, tokens_per_step
-        self.records: list[dict] = []
         self.previous, self.seconds, self.timed = None, 0.0, 0
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
         live = self.console.is_terminal and not quiet
         self.progress = Progress(*columns, console=self.console, disable=not live, transient=True)
-        self.bar = self.progress.add_task("compiling", total=steps)
+        self.bar = self.progress.add_task("compiling", total=steps, completed=done)
 
     def __enter__(self):
         self.progress.start()
@@ -41,7 +45,8 @@ class Metrics:
         self.console.print(text, markup=False)
 
     def record(self, **values) -> None:
-        """Write a record, of step and numbers, to the file."""
+        """Write a record, of step and numbers, to the file; what is not finite, JSON cannot hold, and is null."""
+        values = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.records.append(values)
         self.file.write(json.dumps(values) + "\n")
         self.file.flush()
@@ -63,3 +68,13 @@ class Metrics:
         self.previous = None
         self.record(step=step, validation_loss=loss)
         self.say(f"step {step}/{self.steps}  validation loss {loss:.3f}")
+
+    def sync(self) -> None:
+        """Have all records on disk."""
+        os.fsync(self.file.fileno())
+
+
+def read_records(path: Path) -> list[dict]:
+    """The records of a file that may not be there, or end in the middle of a line."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -9,8 +9,10 @@ def plot_loss(records: list[dict], path: Path) -> None:
     """Training and validation loss against steps, as a PNG."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     panel = figure.subplots()
-    train = [(record["step"], record["train_loss"]) for record in records if "train_loss" in record]
-    validation = [(record["step"], record["validation_loss"]) for record in records if "validation_loss" in record]
+    train, validation = (
+        [(record["step"], record[name]) for record in records if record.get(name) is not None]
+        for name in ("train_loss", "validation_loss")
+    )
     smooth, window = [], max(len(train) // 100, 1)
     for index in range(len(train)):
         recent = [loss for _, loss in train[max(index + 1 - window, 0) : index + 1]]

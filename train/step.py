@@ -27,6 +27,8 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     rng: jax.Array
     """Random key of the whole run; a step uses it folded with its number."""
+    skipped: jax.Array
+    """Steps in a row, up to the last one, that changed nothing since their loss or gradient was not finite, int32."""
 
 
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, rng: jax.Array):
@@ -36,7 +38,8 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, rng
     """
     graphdef, params = nnx.split(model, nnx.Param)
     params = jax.tree.map(jnp.copy, nnx.to_pure_dict(params))
-    return graphdef, TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)
+    zero = jnp.zeros((), jnp.int32)
+    return graphdef, TrainState(zero, params, optimizer.init(params), rng, jnp.copy(zero))
 
 
 def next_token_loss(model: nnx.Module, tokens: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -48,7 +51,11 @@ def next_token_loss(model: nnx.Module, tokens: jax.Array, rngs: nnx.Rngs | None 
 
 @partial(jax.jit, static_argnames=("graphdef", "optimizer"), donate_argnames="state")
 def train_step(state: TrainState, tokens: jax.Array, *, graphdef: nnx.GraphDef, optimizer):
-    """One update on `tokens`, int `[B, T + 1]`. Returns the next state, and metrics of the step as arrays."""
+    """One update on `tokens`, int `[B, T + 1]`. Returns the next state, and metrics of the step as arrays.
+
+    Where the loss or any gradient is not finite, parameters and optimiser stay as they were, and the step counts as
+    skipped; `finite` in the metrics says which parameters' gradients were.
+    """
 
     def loss_of(params):
         rngs = nnx.Rngs(dropout=jax.random.fold_in(state.rng, state.step))
@@ -57,8 +64,16 @@ def train_step(state: TrainState, tokens: jax.Array, *, graphdef: nnx.GraphDef, 
     loss, gradient = jax.value_and_grad(loss_of)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-    return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+    finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), gradient)
+    good = jnp.isfinite(loss) & jnp.stack(jax.tree.leaves(finite)).all()
+
+    def keep(new, old):
+        return jax.tree.map(partial(jnp.where, good), new, old)
+
+    skipped = jnp.where(good, 0, state.skipped + 1)
+    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), "skipped": skipped, "finite": finite}
+    params, opt_state = keep(params, state.params), keep(opt_state, state.opt_state)
+    return TrainState(state.step + 1, params, opt_state, state.rng, skipped), metrics
 
 
 @partial(jax.jit, static_argnames="graphdef")

@@ -1,0 +1,228 @@
+"""Killed, stopped or damaged, a run goes on to the same bits, and says so where it cannot."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train import run_directory
+from train.__main__ import main
+from train.checkpoint import Checkpoints, digest, flat, unflat
+from train.errors import DivergedError, InputError
+from train.step import TrainState
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--eval-every",
+    "20",
+    "--checkpoint-every",
+    "6",
+    "--data.batch-size",
+    "4",
+    "--data.validation-fraction",
+    "0.02",
+    "--model.num-layers",
+    "1",
+    "--model.num-heads",
+    "2",
+    "--model.embed-dim",
+    "16",
+    "--model.context-length",
+    "16",
+    "--model.dropout-rate",
+    "0.1",
+    "--quiet",
+]
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def start(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(Path("cache").resolve())}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-m", "train", "text", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def steps_of(name):
+    path = Path(f"runs/{name}/metrics.jsonl")
+    return path.read_text().count("train_loss") if path.exists() else 0
+
+
+def wait_for(process, name, steps):
+    while process.poll() is None and steps_of(name) < steps:
+        time.sleep(0.01)
+
+
+def outcome(name):
+    """Everything that has to be the same, to the last bit."""
+    directory = Path(f"runs/{name}")
+    newest = max(directory.glob("checkpoints/*.json"), key=lambda path: int(path.stem))
+    state = json.loads(newest.read_text())
+    return (
+        state["step"],
+        state["sha256"]["arrays"],
+        (directory / "metrics.jsonl").read_bytes(),
+        (directory / "samples.txt").read_bytes(),
+    )
+
+
+@pytest.mark.slow
+def test_killed_runs_end_in_the_same_bits():
+    main(["text", *TINY, "--steps", "60", "--name", "whole"])
+    choose = random.Random(0)
+    for kill in range(3):
+        process = start(*(["--resume"] if kill else [*TINY, "--steps", "60"]), "--name", "killed", "--quiet")
+        wait_for(process, "killed", 12 * kill + choose.randrange(2, 12))
+        time.sleep(choose.random() / 20)
+        process.kill()
+        process.communicate()
+    assert 0 < steps_of("killed") < 60
+    main(["text", "--resume", "--name", "killed"])
+    assert outcome("killed") == outcome("whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_so(number, status):
+    main(["text", *TINY, "--steps", "400", "--name", "whole"])
+    process = start(*TINY[:-1], "--steps", "400", "--name", "stopped")
+    wait_for(process, "stopped", 10)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == status and err == ""
+    step = int(out.split("stopped after step ")[1].split(",")[0])
+    assert (Path("runs/stopped/checkpoints") / f"{step}.json").exists()
+    main(["text", "--resume", "--name", "stopped", "--quiet"])
+    assert outcome("stopped") == outcome("whole")
+
+
+def state_of(number):
+    params = {"kernel": jnp.arange(600.0).reshape(20, 30) + number, "bias": jnp.ones(7, jnp.bfloat16)}
+    return TrainState(
+        jnp.int32(number), params, optax.adam(1e-3).init(params), jax.random.key(number), jnp.int32(0)
+    )  # fmt: skip
+
+
+def test_state_comes_back_as_it_was():
+    with Checkpoints(Path("here")) as checkpoints:
+        for step in range(5):
+            checkpoints.save(step, state_of(step), {"note": step})
+    warnings = []
+    with Checkpoints(Path("here"), warnings.append) as checkpoints:
+        arrays, notes = checkpoints.newest()
+    assert notes == {"note": 4} and warnings == []
+    state = unflat(state_of(0), arrays, Path("here"))
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(state_of(4)), strict=True):
+        assert one.dtype == other.dtype and (one == other).all()
+    assert sorted(int(path.stem) for path in Path("here").glob("*.json")) == [2, 3, 4]
+
+
+def test_what_a_killed_save_left_is_cleaned():
+    with Checkpoints(Path("here")) as checkpoints:
+        checkpoints.save(1, state_of(1), {})
+    Path("here/7.orbax-checkpoint-tmp").mkdir()
+    Path("here/7.json.tmp").write_text("{")
+    shutil.copytree("here/1", "here/9")  # whole, but for its manifest
+    warnings = []
+    with Checkpoints(Path("here"), warnings.append) as checkpoints:
+        checkpoints.clean()
+        arrays, _ = checkpoints.newest()
+        assert arrays["step"] == 1 and len(warnings) == 1 and "step 9 is not whole" in warnings[0]
+        checkpoints.save(9, state_of(9), {})
+        assert checkpoints.newest()[0]["step"] == 9
+    assert not list(Path("here").glob("*tmp*"))
+
+
+def test_every_damaged_file_is_found(tmp_path):
+    """A byte changed, a file cut short, a file gone: what is loaded is what was saved, then or before."""
+    with Checkpoints(Path("good")) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state_of(step), {})
+    known = {digest(flat(state_of(step))): step for step in (1, 2)}
+    files = [path for path in [*Path("good/2").rglob("*"), Path("good/2.json")] if path.is_file()]
+    fallen_back = 0
+    for file in files:
+        for damage in ("flip", "cut", "remove"):
+            shutil.rmtree("bad", ignore_errors=True)
+            shutil.copytree("good", "bad")
+            target = Path("bad") / file.relative_to("good")
+            content = bytearray(target.read_bytes())
+            if damage == "remove":
+                target.unlink()
+            elif damage == "cut":
+                target.write_bytes(content[: len(content) // 2])
+            elif content:
+                content[len(content) // 2] ^= 1
+                target.write_bytes(content)
+            warnings = []
+            with Checkpoints(Path("bad"), warnings.append) as checkpoints:
+                arrays, _ = checkpoints.newest()
+            step = known[digest(arrays)]
+            assert (step == 1) == (len(warnings) == 1), (file, damage)
+            fallen_back += step == 1
+    assert fallen_back > len(files)
+
+
+def test_two_runs_cannot_share_a_directory():
+    directory = Path("runs/mine")
+    with run_directory.locked(directory):
+        code = f"from train import run_directory; from pathlib import Path; run_directory.locked(Path({str(directory)!r})).__enter__()"
+        other = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+    assert other.returncode == 1 and "runs/mine: another training run is writing here" in other.stderr
+    with run_directory.locked(directory):
+        pass
+
+
+@pytest.mark.slow
+def test_what_cannot_go_on_is_refused():
+    with pytest.raises(InputError, match="runs/none: no training run is here"):
+        main(["text", "--resume", "--name", "none"])
+    Path("one.txt").write_text("abcdefgh " * 500)
+    main(["text", *TINY, "--steps", "3", "--name", "one", "--data.path", "one.txt"])
+    with pytest.raises(InputError, match=r"same run only; seed was 0, is 3, model\.embed_dim was 16, is 32"):
+        main(["text", "--resume", "--name", "one", "--seed", "3", "--model.embed-dim", "32"])
+    Path("one.txt").write_text("bacdefgh " * 500)
+    with pytest.raises(InputError, match="with another text than the run began with"):
+        main(["text", "--resume", "--name", "one"])
+    Path("one.txt").write_text("abcdefghi " * 500)
+    with pytest.raises(InputError, match="another vocabulary; they differ in 'i'"):
+        main(["text", "--resume", "--name", "one"])
+
+
+def test_a_state_of_another_model_is_refused():
+    arrays = flat(state_of(1))
+    other = state_of(1)._replace(
+        params={"kernel": jnp.zeros((20, 30), jnp.bfloat16), "bias": jnp.ones(7, jnp.bfloat16)}
+    )
+    with pytest.raises(InputError, match=r"wants params.kernel bfloat16\[20, 30\]; saved is float32\[20, 30\]"):
+        unflat(other, arrays, Path("here"))
+    assert np.isfinite(arrays["params.kernel"]).all()
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_state():
+    """Learning rates that make the loss overflow: steps are skipped, then the run ends, naming what was not finite."""
+    huge = ["--optimizer.learning-rate", "1e30", "--optimizer.warmup-steps", "0", "--optimizer.weight-decay", "0"]
+    with pytest.raises(
+        DivergedError, match=r"10 steps in a row were skipped, since the gradient of [a-z0-9_.]+, among"
+    ):
+        main(["text", *TINY, "--steps", "60", "--name", "lost", "--checkpoint-every", "1", *huge])
+    with Checkpoints(Path("runs/lost/checkpoints")) as checkpoints:
+        arrays, _ = checkpoints.newest()
+    assert arrays["skipped"] > 0 and all(np.isfinite(array.astype(np.float32)).all() for array in arrays.values())
