@@ -15,10 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from attention_jax.block_sum import BlockSum
-from attention_jax.blocks import Sweep, accumulator
+from attention_jax.blocks import Sweep
 from attention_jax.dropout import keep_positions
 from attention_jax.operation import vary_like
 
@@ -66,22 +65,12 @@ class AttentionRule:
         real = (block.columns < self.keys)[None, :]
         return real if mask is None else real & mask.at(block.rows, block.columns)
 
-    def may_overflow(self, operands):
-        """Whether anything is not finite, or a logit could be; False for all but broken inputs."""
-        query, key, value = (jnp.max(jnp.abs(x)).astype(accumulator(x.dtype)) for x in self.unpack(operands)[-1])
-        limit = jnp.finfo(query.dtype).max / operands[-2].shape[-1]
-        return ~((query * key < limit) & (value < jnp.inf))
-
     def scored(self, block, logits, arrays):
         if self.score is None:
             return logits
         score = jax.tree.unflatten(self.score, arrays)
         finite = jnp.where(jnp.isfinite(logits), logits, 0)  # a score of -inf hides what overflows, too
         return score.apply(finite, block.head, block.rows, block.columns)
-
-    def logits(self, block, masked, mask, score, query, key):
-        logits = self.scored(block, self.product(query, key.T), score)
-        return jnp.where(self.visible(block, mask), logits, -jnp.inf) if masked else logits
 
     def dropped(self, block, weights, seed):
         if seed is None:
@@ -95,7 +84,10 @@ class AttentionRule:
     def term(self, block, masked, *operands):
         """Weighted values, and the sum of the weights; the log-sum-exp is taken as given."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
-        weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
+        logits = self.scored(block, self.product(query, key.T), score)
+        if masked:
+            logits = jnp.where(self.visible(block, mask), logits, -jnp.inf)
+        weights = jnp.exp(logits - lse[:, None])
         return self.product(self.dropped(block, weights, seed), value), jnp.sum(weights, axis=-1)
 
     def transposed_tangent(self, block, masked, operands, moving, cotangents):
@@ -136,29 +128,6 @@ class AttentionRule:
 
 
 @dataclass(frozen=True)
-class Poison:
-    """How many keys each query sees whose logit or value is not finite."""
-
-    rule: AttentionRule
-
-    def span(self, *args):
-        return self.rule.span(*args)
-
-    def some_every(self, *args):
-        return self.rule.some_every(*args)
-
-    def term(self, block, masked, *operands):
-        mask, score, _, (query, key, value) = self.rule.unpack(operands)
-        raw = self.rule.product(query, key.T)
-        logits = self.rule.scored(block, jnp.where(jnp.isfinite(raw), raw, 0), score)
-        broken = ~jnp.isfinite(raw) | ~jnp.isfinite(logits) | ~jnp.all(jnp.isfinite(value), axis=-1)[None, :]
-        broken &= logits != -jnp.inf
-        if masked:
-            broken &= self.rule.visible(block, mask)
-        return [jnp.sum(broken, axis=-1, dtype=raw.dtype)]
-
-
-@dataclass(frozen=True)
 class Softmax(Sweep):
     """Attention's output `[B, T, K, G, Hv]` and log-sum-exp `[B, K, G, T]`, both in float32 or better: the gradient is
     a difference of near values, which a rounded output would spoil."""
@@ -192,24 +161,19 @@ class Softmax(Sweep):
             return [jnp.moveaxis(sums / total[..., None], 3, 1), lse]
 
         first = list if self.grid.steps("s") == 1 else nothing  # a lone block has none before it
-        output, lse = self.loop(operands, "t", first, step, last)
-        return lax.cond(
-            self.rule.may_overflow(operands), self.poison, lambda *kept: list(kept[:2]), output, lse, *operands
-        )
-
-    def poison(self, output, lse, *operands):
-        """NaN for the rows that see what is not finite."""
-        count = BlockSum(
-            Poison(self.rule), self.grid, self.axes, self.out_axes[1:], self.outputs[1:], self.static_kind
-        )  # fmt: skip
-        poisoned = count.run(*operands)[0] > 0
-        rows = jnp.moveaxis(poisoned, -1, -3)[..., None]
-        return [jnp.where(rows, jnp.nan, output), jnp.where(poisoned, jnp.nan, lse)]
+        return self.loop(operands, "t", first, step, last)
 
     def online(self, block, masked, operands, *before):
         rule = self.rule
-        mask, score, seed, (query, key, value) = rule.cleaned(operands)
-        logits = rule.logits(block, masked, mask, score, query, key)
+        mask, score, seed, (query, key, value) = rule.unpack(operands)
+        products = rule.product(query, key.T)
+        logits = rule.scored(block, products, score)
+        finite = jnp.isfinite(products) & jnp.all(jnp.isfinite(value), axis=-1)[None, :]
+        # what is seen and is not finite makes its row NaN; what a score hides is not seen
+        logits = jnp.where(finite if rule.score is None else finite | (logits == -jnp.inf), logits, jnp.nan)
+        if masked:
+            logits = jnp.where(rule.visible(block, mask), logits, -jnp.inf)
+        value = jnp.where(jnp.isfinite(value), value, 0)
         lowest = jnp.finfo(logits.dtype).min  # not -inf, from which nothing can be subtracted
         higher = jnp.maximum(jnp.max(logits, axis=-1), lowest)
         if before:

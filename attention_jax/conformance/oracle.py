@@ -28,7 +28,8 @@ def gradients(query, key, value, cotangent, mask=None, bias=None):
 def tangent(fn, inputs, tangents):
     """How `fn(*inputs)` changes along `tangents`, by the complex step: exact, since no difference is taken."""
     step = 1e-30
-    return fn(*(np.asarray(x) + 1j * step * np.asarray(v) for x, v in zip(inputs, tangents, strict=True))).imag / step
+    exact, along = ([np.asarray(x, np.float64) for x in some] for some in (inputs, tangents))
+    return fn(*(x + 1j * step * v for x, v in zip(exact, along, strict=True))).imag / step
 
 
 def _prepared(query, key, value):

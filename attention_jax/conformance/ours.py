@@ -61,9 +61,9 @@ def by_module(query, key, value, *, mask=None, causal=False, key_lengths=None, w
         kernel = np.zeros((2 * N * half, K, 2 * half), dtype)
         for k, channel in np.ndindex(K, half):
             kernel[first + k * half + channel, k, channel] = 1
-        getattr(module, name).kernel[...] = jnp.asarray(kernel.reshape(2 * N * half, -1))
+        getattr(module, name).kernel = nnx.Param(jnp.asarray(kernel.reshape(2 * N * half, -1)))
     for name in ("query", "out"):
-        getattr(module, name).kernel[...] = jnp.eye(2 * N * half, dtype=dtype)
+        getattr(module, name).kernel = nnx.Param(jnp.eye(2 * N * half, dtype=dtype))
 
     x = aj.merge_heads(_widen(query, 2 * half))
     context = [aj.merge_heads(_widen(part, half)) for part in (key, value)]
