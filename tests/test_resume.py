@@ -216,6 +216,7 @@ def test_a_state_of_another_model_is_refused():
     assert np.isfinite(arrays["params.kernel"]).all()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_and_keeps_its_last_good_state():
     """Learning rates that make the loss overflow: steps are skipped, then the run ends, naming what was not finite."""
     huge = ["--optimizer.learning-rate", "1e30", "--optimizer.warmup-steps", "0", "--optimizer.weight-decay", "0"]

@@ -52,6 +52,7 @@ def test_every_score(name, query_key):
     )
 
 
+@pytest.mark.slow
 def test_one_head_and_a_head_more_than_once(query_key):
     query, key = (x[0, :, 0] for x in query_key)
     whole = aj.attention_weights(query, key, mask=aj.causal(offset=0))
