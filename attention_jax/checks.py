@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attention_jax.mask_tree import Mask, as_mask
 
@@ -106,13 +107,12 @@ def check_indices(name: str, indices, size: int) -> jax.Array:
     """Integers `[number]` counted from the start, all of them if None; those known while tracing must exist."""
     if indices is None:
         return jnp.arange(size)
+    known = None if isinstance(indices, jax.core.Tracer) else np.asarray(indices)
     indices = jnp.asarray(indices)
     if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"{name} must be a list of integers, got {indices.dtype}{list(indices.shape)}")
-    if not isinstance(indices, jax.core.Tracer):
-        missing = [int(index) for index in indices if not -size <= index < size]
-        if missing:
-            raise ValueError(f"{name} must lie in {-size} .. {size - 1}, got {missing[0]}")
+    if known is not None and (missing := known[(known < -size) | (known >= size)]).size:
+        raise ValueError(f"{name} must lie in {-size} .. {size - 1}, got {missing[0]}")
     return jnp.where(indices < 0, indices + size, indices)
 
 

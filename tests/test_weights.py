@@ -79,6 +79,11 @@ def test_what_does_not_exist_is_refused(options, error, message, query_key):
         aj.attention_weights(*query_key, **options)
 
 
+def test_what_does_not_exist_is_refused_under_jit(query_key):
+    with pytest.raises(ValueError, match=f"rows must lie in -{T} .. {T - 1}, got {T}"):
+        jax.jit(lambda query, key: aj.attention_weights(query, key, rows=[0, T]))(*query_key)
+
+
 def test_one_head_has_no_heads_to_choose(query_key):
     with pytest.raises(ValueError, match=r"heads= wants query \[\*B, T, N, H\], got one head, query \(19, 8\)"):
         aj.attention_weights(query_key[0][0, :, 0], query_key[1][0, :, 0], heads=[0])
