@@ -105,7 +105,8 @@ def unflat(like: Any, arrays: dict[str, np.ndarray], source: Path) -> Any:
     Raises:
       InputError: an array is missing, or has another shape or dtype than that of `like`.
     """
-    for name, wanted in flat(like).items():
+    expected = flat(like)
+    for name, wanted in expected.items():
         given = arrays.get(name)
         if given is None or given.shape != wanted.shape or given.dtype != wanted.dtype:
             saved = "nothing" if given is None else f"{given.dtype}{list(given.shape)}"
@@ -114,11 +115,11 @@ def unflat(like: Any, arrays: dict[str, np.ndarray], source: Path) -> Any:
                 f"{name} {wanted.dtype}{list(wanted.shape)}; saved is {saved}"
             )
 
-    def leaf(path, old):
-        new = jax.numpy.asarray(arrays[jax.tree_util.keystr(path, simple=True, separator=".")])
-        return jax.random.wrap_key_data(new) if _is_key(old) else new
-
-    return jax.tree_util.tree_map_with_path(leaf, like)
+    leaves, tree = jax.tree.flatten(like)
+    new = (jax.numpy.asarray(arrays[name]) for name in expected)
+    return jax.tree.unflatten(
+        tree, [jax.random.wrap_key_data(x) if _is_key(old) else x for x, old in zip(new, leaves, strict=True)]
+    )
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:

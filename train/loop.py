@@ -1,6 +1,7 @@
 """A run, from its configuration to its directory: data, steps, late metrics, validation, samples, pictures."""
 
 import hashlib
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from attention_jax.generate import generate
 from attention_jax.view.plot import plot_heads
 from configs import schema
 from train import run_directory
-from train.checkpoint import Checkpoints, unflat
+from train.checkpoint import Checkpoints, flat, unflat
 from train.data import text as data
 from train.errors import DivergedError, InputError
 from train.interrupts import Interrupts
@@ -80,7 +81,7 @@ def _run(config, tokenizer, train, validation, text_hash, directory, moved, inte
             done = int(state.step)
             kept = notes["samples"]
         samples.touch()
-        samples.write_bytes(samples.read_bytes()[:kept])
+        os.truncate(samples, min(kept, samples.stat().st_size))
         with Metrics(
             directory / "metrics.jsonl", config.steps, batch_size * (length - 1), config.quiet, done
         ) as metrics:
@@ -142,8 +143,7 @@ def record(metrics: Metrics, step: int, outcome: dict, rates) -> None:
     """
     metrics.step(step, float(outcome["loss"]), float(rates[step - 1]))
     if int(outcome["skipped"]) >= MOST_SKIPPED:
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(outcome["finite"]))
-        broken = [jax.tree_util.keystr(path, simple=True, separator=".") for path, finite in leaves if not finite]
+        broken = [name for name, finite in flat(outcome["finite"]).items() if not finite]
         which = f"the gradient of {broken[0]}, among {len(broken)}" if broken else "the loss, though no gradient"
         raise DivergedError(
             f"step {step}: {MOST_SKIPPED} steps in a row were skipped, since {which}, was not finite; the last good "

@@ -21,8 +21,10 @@ class Metrics:
 
     def __init__(self, path: Path, steps: int, tokens_per_step: int, quiet: bool, done: int = 0):
         """`done` steps have their records in the file already; what comes after them is cut off."""
-        self.records = [record for record in read_records(path) if record["step"] <= done]
-        path.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+        path.touch()
+        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        self.records = [record for record in map(json.loads, lines) if record["step"] <= done]
+        os.truncate(path, sum(map(len, lines[: len(self.records)])))  # at once: a kill here loses nothing
         self.file = path.open("a", encoding="utf-8")
         self.console = Console(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
         self.steps, self.tokens_per_step = steps, tokens_per_step
@@ -72,9 +74,3 @@ class Metrics:
     def sync(self) -> None:
         """Have all records on disk."""
         os.fsync(self.file.fileno())
-
-
-def read_records(path: Path) -> list[dict]:
-    """The records of a file that may not be there, or end in the middle of a line."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
