@@ -2,14 +2,8 @@
 
 import contextlib
 
-import jax
+from attention_jax.conformance.inputs import float64
 
 
-@contextlib.contextmanager
 def x64_if(on: bool):
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", on or before)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", before)
+    return float64() if on else contextlib.nullcontext()

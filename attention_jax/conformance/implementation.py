@@ -56,6 +56,11 @@ class Implementation:
         self.refuse_unknown(options)
         return self.gradients(self.attend, inputs, cotangent, **_as_jax(options))
 
+    def through_cache(self, query, key, value, *, chunks, capacity):
+        if self.decode is None:
+            raise NotOfferedError("it has no cache")
+        return self.decode(query, key, value, chunks=chunks, capacity=capacity)
+
     def refuse_unknown(self, options) -> None:
         missing = [option for option in options if not self.has(option)]
         if missing:

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax.conformance import oracle
-from attention_jax.conformance.implementation import NotOfferedError
 from attention_jax.conformance.inputs import BATCH, N, S, T, float64, inputs, some_mask
 from attention_jax.conformance.verdict import DeviationError, near, row, same_bits
 
@@ -225,7 +224,5 @@ def _(attend):
 @row("cache: a prefill of several tokens, then decoding", "the full forward pass")
 def _(attend):
     query, key, value, _ = inputs(S=T)
-    if attend.decode is None:
-        raise NotOfferedError("it has no cache")
     truth, _ = oracle.attention(query, key, value, np.tri(T, dtype=bool))
-    near("output", attend.decode(query, key, value, chunks=[3, 1, 2, 1], capacity=T), truth, FLOAT32)
+    near("output", attend.through_cache(query, key, value, chunks=[3, 1, 2, 1], capacity=T), truth, FLOAT32)

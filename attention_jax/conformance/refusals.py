@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_jax.conformance import oracle
-from attention_jax.conformance.implementation import NotOfferedError
 from attention_jax.conformance.inputs import BATCH, N, S, T, inputs
 from attention_jax.conformance.verdict import DeviationError, refused, row
 
@@ -105,20 +104,16 @@ def _(attend):
 @row("cache overrun", "an error that names the capacity")
 def _(attend):
     query, key, value, _ = inputs(S=T)
-    if attend.decode is None:
-        raise NotOfferedError("it has no cache")
-    refused(ValueError, ("capacity",), attend.decode, query, key, value, chunks=[1] * T, capacity=T - 2)
+    refused(ValueError, ("capacity",), attend.through_cache, query, key, value, chunks=[1] * T, capacity=T - 2)
 
 
 @row("cache overrun under jit", "an error, or NaN")
 def _(attend):
     query, key, value, _ = inputs(S=T)
-    if attend.decode is None:
-        raise NotOfferedError("it has no cache")
 
     @jax.jit
     def run(query, key, value):
-        return attend.decode(query, key, value, chunks=[1] * T, capacity=T - 2)
+        return attend.through_cache(query, key, value, chunks=[1] * T, capacity=T - 2)
 
     finite = jnp.isfinite(run(query, key, value)[:, T - 2 :])
     if finite.any():

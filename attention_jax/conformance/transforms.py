@@ -1,7 +1,5 @@
 """Rows of JAX's transformations: each has to compose with attention, and give the oracle's derivative."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import numpy as np
 from attention_jax.conformance import oracle
 from attention_jax.conformance.implementation import NotOfferedError
 from attention_jax.conformance.inputs import T, inputs, some_mask
-from attention_jax.conformance.numbers import FLOAT32, GRADIENT
+from attention_jax.conformance.numbers import FLOAT32, GRADIENT, GRADIENT_NAMES
 from attention_jax.conformance.verdict import near, row
 
 
@@ -23,9 +21,9 @@ def directions(arrays):
     return [jnp.roll(x, 1, axis=0) + 0.5 for x in arrays]
 
 
-def gradient(attend, cotangent, **options):
+def gradient(attend, cotangent):
     def run(*arrays):
-        return jax.vjp(partial(attend, **options), *arrays)[1](cotangent)
+        return jax.vjp(attend, *arrays)[1](cotangent)
 
     return run
 
@@ -70,7 +68,7 @@ def _(attend):
         oracle.gradients(*(x + sign * step * v for x, v in zip(exact, along, strict=True)), cotangent)[:3]
         for sign in (1, -1)
     )
-    for name, one, more, less in zip(("d_query", "d_key", "d_value"), ours, ahead, behind, strict=True):
+    for name, one, more, less in zip(GRADIENT_NAMES, ours, ahead, behind, strict=True):
         near(name, one, (more - less) / (2 * step), 1e-5)
 
 
