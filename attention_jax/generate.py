@@ -40,11 +40,11 @@ def generate(model: nnx.Module, prompt, num_tokens: int, *, rng: jax.Array, temp
         raise ValueError(f"temperature must be at least 0, got {temperature}")
     tokens = jnp.pad(prompt.astype(jnp.int32), (0, num_tokens))
     graphdef, params = nnx.split(model)
-    return _generate(params, tokens, rng, temperature, graphdef=graphdef, start=len(prompt))
+    return _generate(params, tokens, rng, temperature, len(prompt), graphdef=graphdef)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "start"))
-def _generate(params, tokens, rng, temperature, *, graphdef, start):
+@partial(jax.jit, static_argnames="graphdef")
+def _generate(params, tokens, rng, temperature, start, *, graphdef):
     model = nnx.merge(graphdef, params)
     window = min(model.context_length, len(tokens))
 

@@ -6,7 +6,7 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
 
@@ -28,22 +28,34 @@ def _fraction(config: Any, *names: str) -> None:
 class Data:
     """What is learned, and in which pieces."""
 
+    source: Literal["help", "shakespeare", "copy", "reverse", "sort", "add", "questions"] = "help"
+    """Text: the help topics that every Python ships, or Tiny Shakespeare, downloaded once. A task: question and answer
+    by rule. Or questions and answers from a file; without one, some about spelling."""
     path: Path | None = None
-    """UTF-8 text file to learn from. Default: the English prose of Python's own help topics."""
+    """UTF-8 text file to learn from instead; for questions, JSON lines with a question and an answer each."""
+    vocab_size: int = 1024
+    """Tokens of a bpe vocabulary, which is made from the text."""
+    task_length: int = 8
+    """The most characters of a task's question, or digits of a number to add."""
     batch_size: int = 16
     """Sequences in a step."""
+    accumulate: int = 1
+    """Parts that a step's sequences are cut into, one after another, for less memory; the step stays the same."""
     validation_fraction: float = 0.1
-    """Share of the text, from its end, that is kept for validation."""
+    """Share that is kept for validation: of a text its end, of questions some chosen by their hash."""
 
     def __post_init__(self):
-        _at_least(1, self, "batch_size")
+        _at_least(1, self, "batch_size", "accumulate", "task_length")
+        _at_least(256, self, "vocab_size")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be above 0 and below 1, got {self.validation_fraction}")
 
 
 @dataclass(frozen=True)
 class Model:
-    """The sizes of the transformer."""
+    """The transformer, and how it is computed."""
 
     num_layers: int = 4
     """Transformer blocks."""
@@ -55,6 +67,12 @@ class Model:
     """The most tokens a prediction looks back on."""
     dropout_rate: float = 0.0
     """Share of activations dropped while training."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in; parameters, logits and the optimiser's state are float32 in any case."""
+    remat: bool = False
+    """Recompute each block in the backward pass rather than keep its activations: less memory, a third more time."""
+    scan: bool = False
+    """Run the blocks as one loop, which compiles once and not once a block; the same numbers."""
 
     def __post_init__(self):
         _at_least(1, self, "num_layers", "num_heads", "embed_dim", "context_length")
@@ -64,25 +82,73 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Optimizer:
-    """AdamW, with a linear warm-up and then half a cosine down."""
+class Loss:
+    """What is added to the cross-entropy; reported losses are without."""
 
+    label_smoothing: float = 0.0
+    """Share of each target spread over all tokens (arXiv:1512.00567)."""
+    z_loss: float = 0.0
+    """Factor on the squared logarithm of the softmax's denominator, which keeps logits small (arXiv:2204.02311)."""
+
+    def __post_init__(self):
+        _fraction(self, "label_smoothing")
+        _at_least(0, self, "z_loss")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How parameters follow the gradient."""
+
+    method: Literal["adamw", "muon"] = "adamw"
+    """AdamW (arXiv:1711.05101), or Muon (arXiv:2502.16982) for the blocks' matrices and AdamW for the rest."""
     learning_rate: float = 1e-3
     """The highest learning rate."""
-    final_fraction: float = 0.1
-    """The last learning rate, as a share of the highest."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After the warm-up: half a cosine down, constant and then straight down (arXiv:2405.18392), or constant."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises from 0; at most a tenth of all steps are used."""
+    decay_fraction: float = 0.2
+    """Share of the steps, at the end, over which wsd goes down."""
+    final_fraction: float = 0.1
+    """The last learning rate of cosine and wsd, as a share of the highest."""
     weight_decay: float = 0.1
     """Decay of matrices; biases and norms have none."""
     beta2: float = 0.99
     """How slowly the average of squared gradients forgets."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient."""
+    ema_decay: float = 0.0
+    """How slowly the average of the weights forgets, which is then what is evaluated and sampled from; 0 for none."""
 
     def __post_init__(self):
         _at_least(0, self, "learning_rate", "warmup_steps", "weight_decay", "clip_norm")
-        _fraction(self, "final_fraction", "beta2")
+        _fraction(self, "final_fraction", "decay_fraction", "beta2", "ema_decay")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How the work is spread over devices: data x model of them."""
+
+    data: int = 1
+    """Parts of each batch; 0 for as many as there are devices for."""
+    model: int = 1
+    """Parts of every layer: its heads and hidden channels (arXiv:1909.08053)."""
+    fsdp: bool = False
+    """Cut parameters and optimiser state over the data axis too, to be gathered when needed (arXiv:1910.02054)."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where a run has several processes."""
+    processes: int = 1
+    """Processes of the run."""
+    process: int = 0
+    """Which of them this is, from 0."""
+
+    def __post_init__(self):
+        _at_least(0, self, "data", "process")
+        _at_least(1, self, "model", "processes")
+        if self.process >= self.processes:
+            raise ValueError(f"process must be below processes={self.processes}, got {self.process}")
+        if (self.coordinator is None) != (self.processes == 1):
+            raise ValueError("coordinator and processes > 1 go together: give both, or neither")
 
 
 @dataclass(frozen=True)
@@ -95,17 +161,25 @@ class Config:
     """Optimiser steps."""
     seed: int = 0
     """Decides parameters, batches, dropout and samples."""
+    tokenizer: Literal["char", "byte", "bpe"] = "char"
+    """One token a character, a UTF-8 byte, or a frequent stretch of bytes (arXiv:1508.07909)."""
+    start: Path | None = None
+    """Directory of a run from whose weights and tokenizer this one starts."""
     eval_every: int = 250
-    """Steps from one validation and sample to the next."""
+    """Steps from one validation, sample and picture to the next."""
     checkpoint_every: int = 250
     """Steps from one checkpoint to the next; there is one at the end, too."""
     resume: bool = False
     """Go on with the run of this name, from its newest checkpoint."""
     quiet: bool = False
     """Print nothing but errors."""
+    profile: bool = False
+    """Write what the device did in five steps to runs/NAME/profile, for XProf or TensorBoard."""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    mesh: Mesh = field(default_factory=Mesh)
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.name) or not self.name.strip("."):
@@ -113,6 +187,8 @@ class Config:
         _at_least(1, self, "steps", "eval_every", "checkpoint_every")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}")
+        if self.data.source == "questions" and self.start is None:
+            raise ValueError("start must name the run that questions fine-tune, such as runs/text")
 
 
 def save(config: Config, path: Path) -> None:
@@ -132,11 +208,23 @@ def load(path: Path) -> Config:
     Raises:
       ValueError: a field that is not known, or a value that is not allowed.
     """
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    parts = {"data": Data, "model": Model, "optimizer": Optimizer}
     try:
-        if "path" in tables.get("data", {}):
-            tables["data"]["path"] = Path(tables["data"]["path"])
-        return Config(**{name: parts[name](**value) if name in parts else value for name, value in tables.items()})
+        return _filled(Config, tomllib.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _filled(kind: type, table: dict[str, Any]) -> Any:
+    """A dataclass from a table of its fields."""
+    types = get_type_hints(kind)
+    values = {}
+    for name, value in table.items():
+        wanted = types.get(name)
+        if dataclasses.is_dataclass(wanted):
+            value = _filled(wanted, value)
+        elif wanted == Path | None:
+            value = Path(value)
+        elif get_origin(wanted) is Literal and value not in get_args(wanted):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(wanted))}, got {value!r}")
+        values[name] = value
+    return kind(**values)

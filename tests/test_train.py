@@ -13,11 +13,13 @@ from flax import nnx
 
 from configs import schema, text
 from train import run_directory
+from train import tokenizer as tokenizers
 from train.__main__ import main
 from train.data.text import batch, read_text, split, whole
 from train.errors import InputError
+from train.evaluate import Evaluate, describe, report
 from train.sample import Sample, write
-from train.step import eval_step
+from train.step import Batch, eval_step
 from train.tokenizer import CharTokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +51,7 @@ def test_a_run_leaves_what_it_says(capsys):
     out = capsys.readouterr().out
     assert "parameters" in out and "A sample:" in out and "python -m train.sample runs/one" in out
     directory = Path("runs/one")
-    for picture in ("loss.png", "attention.png"):
+    for picture in ("loss.png", "attention/000020.png", "attention/000030.png"):
         assert (directory / picture).read_bytes().startswith(b"\x89PNG")
     assert schema.load(directory / "config.toml") == dataclasses.replace(
         text, name="one", steps=30, eval_every=20,
@@ -70,8 +72,12 @@ def test_a_run_leaves_what_it_says(capsys):
     tokens = tokenizer.encode(read_text(None))
     _, held_out = split(tokens, config.data.validation_fraction, config.model.context_length)
     graphdef, params = nnx.split(model)
-    losses = [eval_step(params, tokens, graphdef=graphdef) for tokens in whole(held_out, batch_size=4, length=17)]
+    losses = [
+        eval_step(params, Batch(tokens), graphdef=graphdef)[0] / 64
+        for tokens in whole(held_out, batch_size=4, length=17)
+    ]
     assert np.mean(losses) == pytest.approx(validation[30], rel=1e-5)
+    assert report(Evaluate(directory)) == describe({"validation_loss": validation[30]})
 
     # samples repeat by seed, and differ between seeds
     one, again, other = (write(Sample(directory, prompt="def", length=60, seed=seed)) for seed in (1, 1, 2))
@@ -84,7 +90,7 @@ def test_a_run_leaves_what_it_says(capsys):
     ):
         with pytest.raises(InputError, match=message):
             write(Sample(directory, **wrong))
-    CharTokenizer.of("another vocabulary").save(directory / "tokenizer.json")
+    tokenizers.save(CharTokenizer.of("another vocabulary"), directory / "tokenizer.json")
     with pytest.raises(InputError, match=r"which wants params.tokens.embedding float32\[14, 16\]; saved is"):
         write(Sample(directory))
 
@@ -131,7 +137,7 @@ def test_a_wrong_field_is_status_2(arguments, message, capsys):
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(InputError, match="no preset is called 'txet'; there are: text"):
+    with pytest.raises(InputError, match="no preset is called 'txet'; there are: text, shakespeare, "):
         main(["txet"])
 
 
@@ -173,6 +179,35 @@ def test_configurations_survive_a_file():
     config = dataclasses.replace(text, data=schema.Data(path=Path('a "b"\\c.txt')))
     schema.save(config, Path("config.toml"))
     assert schema.load(Path("config.toml")) == config
+
+
+@pytest.mark.slow
+def test_questions_are_answered_better_after_a_text_model_has_learned_some(capsys):
+    small = "--model.num-layers 1 --model.num-heads 2 --model.embed-dim 32 --model.context-length 64"
+    main(["text", *small.split(), "--steps", "30", "--name", "prose", "--quiet"])
+    lines = [json.dumps({"question": f"is {n} even?", "answer": "yes" if n % 2 == 0 else "no"}) for n in range(300)]
+    Path("even.jsonl").write_text("\n".join(lines))
+    arguments = ["questions", *small.split(), "--steps", "200", "--data.path", "even.jsonl", "--name", "even"]
+    main([*arguments, "--start", "runs/prose"])
+    out = capsys.readouterr().out
+    before, after = (record["accuracy"] for record in records("even") if "accuracy" in record)
+    assert before < 0.2 and after > 0.9
+    assert f"at the start: validation loss {records('even')[0]['validation_loss']:.3f} nats per token, 0.0 %" in out
+    samples = Path("runs/even/samples.txt").read_text()
+    assert "Q: is 1" in samples and "(right: " in samples.split("--- step 200")[0]
+    assert write(Sample(Path("runs/even"), prompt="Q: is 8 even?\nA: ", temperature=0.0)) == "Q: is 8 even?\nA: yes"
+
+    with pytest.raises(InputError, match=r"runs/nowhere: no training run is here; runs: .*prose"):
+        main([*arguments, "--start", "runs/nowhere"])
+    with pytest.raises(InputError, match=r"runs/prose: not the model of .*wants .*\[64\]; saved is float32\[32\]"):
+        main([*arguments, "--start", "runs/prose", "--model.embed-dim", "64"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["copy", "reverse", "sort", "add"])
+def test_the_textbook_tasks_are_learned(name):
+    main([name, "--quiet"])
+    assert records(name)[-1]["accuracy"] >= 0.99
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import tyro
 
 from configs import PRESETS, schema
 from configs.schema import Config
-from train.errors import DivergedError, InputError
+from train.errors import InputError, StoppedError
 
 
 def main(arguments: list[str]) -> int:
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "text"
     if name not in PRESETS:
         raise InputError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
-    description = sys.modules[f"configs.{name}"].__doc__
+    description = sys.modules[f"configs.{name.replace('-', '_')}"].__doc__
     prog = f"python -m train {name}"
     preset = PRESETS[name]
     if "--resume" in arguments:
@@ -43,6 +43,6 @@ def saved_config(name: str) -> Config | None:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (InputError, DivergedError) as error:
+    except (InputError, StoppedError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

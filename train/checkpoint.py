@@ -47,6 +47,20 @@ class Checkpoints:
         for path in [*self.directory.glob("*.orbax-checkpoint-tmp*"), *self.directory.glob("*.json.tmp")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
+    def check_space(self, state: Any) -> None:
+        """Refuse to begin what there is no room to save.
+
+        Raises:
+          InputError: it says how much room there is, and how much is wanted.
+        """
+        wanted = (KEPT + 1) * sum(leaf.nbytes for leaf in jax.tree.leaves(jax.tree.map(_data, state)))
+        free = shutil.disk_usage(self.directory).free
+        if free < wanted:
+            raise InputError(
+                f"{self.directory}: {KEPT + 1} checkpoints want {wanted / 2**20:,.0f} MiB, and the disk has "
+                f"{free / 2**20:,.0f} left: make room, or run elsewhere"
+            )
+
     def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
         """Write the state of a step; it is on disk, hash and all, when this returns.
 
@@ -142,7 +156,11 @@ def digest_files(directory: Path) -> str:
 
 
 def _plain(leaf) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return np.asarray(_data(leaf))
+
+
+def _data(leaf):
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _is_key(leaf) -> bool:

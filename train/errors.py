@@ -1,9 +1,9 @@
-"""Errors that are the user's to mend: shown as one line, with exit status 2."""
-
-
-class DivergedError(Exception):
-    """The loss stayed not finite; says since when, and what to try."""
+"""Errors that are shown as one line."""
 
 
 class InputError(Exception):
-    """Says which file or field is wrong, and the fix."""
+    """Says which file or field is wrong, and the fix. Exit status 2."""
+
+
+class StoppedError(Exception):
+    """Why a run had to stop, what is kept, and what to try. Exit status 1."""

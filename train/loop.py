@@ -1,162 +1,269 @@
-"""A run, from its configuration to its directory: data, steps, late metrics, validation, samples, pictures."""
+"""A run, from its configuration to its directory: steps, late metrics, validation, samples, pictures, checkpoints."""
 
-import hashlib
+import contextlib
 import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention_jax.generate import generate
-from attention_jax.view.plot import plot_heads
-from configs import schema
-from train import run_directory
+from configs.schema import Config
+from train import run_directory, sharding, show
 from train.checkpoint import Checkpoints, flat, unflat
-from train.data import text as data
-from train.errors import DivergedError, InputError
+from train.data import Dataset, open_dataset
+from train.errors import InputError, StoppedError
+from train.evaluate import describe, evaluate
 from train.interrupts import Interrupts
-from train.metrics import Metrics
+from train.metrics import Metrics, Speed
+from train.model import build_model, check_memory, flops_per_token, out_of_memory, peak_flops, step_memory
 from train.optimizer import build_optimizer, learning_rate
-from train.pictures import plot_loss
-from train.step import create_state, eval_step, train_step
-from train.tokenizer import CharTokenizer
+from train.step import create_state, train_step
 
-SAMPLE_LENGTH = 400
-PICTURE_LENGTH = 32
 MOST_SKIPPED = 10
+PROFILED = 5
 
 
-def run(config: schema.Config) -> int:
+def run(config: Config) -> int:
     """Train a model as `config` says, and leave it under runs/.
 
     Returns:
       The exit status: 0, or 128 + the signal's number if one ended the run, which has saved its state by then.
 
     Raises:
-      InputError: text that cannot be read or is too short, a directory that cannot be written or has another run in it;
-        nothing is compiled or written by then.
+      InputError: what cannot be done as asked; nothing has been trained or lost by then.
+      StoppedError: too many steps in a row had to be skipped, or the disk is full.
     """
-    text = data.read_text(config.data.path)
-    tokenizer = CharTokenizer.of(text)
-    tokens = data.split(tokenizer.encode(text), config.data.validation_fraction, config.model.context_length)
+    sharding.connect(config.mesh)
+    mesh = sharding.build_mesh(config)
+    begun = None
     if config.resume:
-        directory, moved = run_directory.check_same(config, tokenizer), None
+        tokenizer = run_directory.check_same(config)
     else:
-        directory, moved = run_directory.create(config, tokenizer)
-    with run_directory.locked(directory), Interrupts() as interrupts:
-        text_hash = hashlib.sha256(text.encode()).hexdigest()
-        return _run(config, tokenizer, *tokens, text_hash, directory, moved, interrupts)
+        begun = run_directory.load(config.start) if config.start else None
+        tokenizer = begun[1] if begun else None
+    dataset = open_dataset(config, tokenizer)
+    with _directory(config, dataset) as (directory, moved), Interrupts() as interrupts:
+        try:
+            trainer = Trainer(config, dataset, mesh, directory, interrupts)
+            if begun:
+                trainer.start_from(begun[2])
+            return trainer.run(moved)
+        except OSError as error:
+            raise StoppedError(
+                f"{directory}: cannot be written ({error.strerror or error}); what was saved is kept: make room, and "
+                "go on with --resume"
+            ) from error
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise out_of_memory(f"out of memory ({str(error).splitlines()[0]})") from error
 
 
-def _run(config, tokenizer, train, validation, text_hash, directory, moved, interrupts) -> int:
-    batch_size, length = config.data.batch_size, config.model.context_length + 1
-    model_rng, state_rng, sample_rng = jax.random.split(jax.random.key(config.seed), 3)
-    optimizer = build_optimizer(config.optimizer, config.steps)
-    rates = jax.device_get(jax.vmap(learning_rate(config.optimizer, config.steps))(jnp.arange(config.steps)))
-    model = run_directory.build_model(config.model, len(tokenizer), model_rng)
-    graphdef, state = create_state(model, optimizer, state_rng)
-    validation_batches = data.whole(validation, batch_size=batch_size, length=length)
-    samples = directory / "samples.txt"
+@contextlib.contextmanager
+def _directory(config: Config, dataset: Dataset) -> Iterator[tuple[Path, Path | None]]:
+    """The run's directory, held; and where an earlier run went. Of several processes the first one has it, and the
+    others write what they write to a folder that is thrown away."""
+    if jax.process_index():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder), None
+        return
+    directory = run_directory.RUNS / config.name
+    moved = None if config.resume else run_directory.create(config, dataset.tokenizer)
+    with run_directory.locked(directory):
+        yield directory, moved
 
-    def validation_loss() -> float:
-        losses = [eval_step(state.params, batch, graphdef=graphdef) for batch in validation_batches]
-        return float(np.mean(jax.device_get(losses)))
 
-    def sample(step: int) -> str:
-        tokens = generate(
-            nnx.merge(graphdef, state.params), validation[:1], SAMPLE_LENGTH, rng=jax.random.fold_in(sample_rng, step)
-        )
-        return tokenizer.decode(np.asarray(tokens)[1:])
+class Trainer:
+    """What stays the same through a run, and its state."""
 
-    warnings: list[str] = []
-    with Checkpoints(directory / "checkpoints", warnings.append) as checkpoints:
-        checkpoints.clean()
-        done = kept = 0
-        if config.resume and (found := checkpoints.newest()):
+    def __init__(self, config: Config, dataset: Dataset, mesh, directory: Path, interrupts: Interrupts):
+        self.config, self.dataset, self.mesh, self.directory, self.interrupts = (
+            config, dataset, mesh, directory, interrupts,
+        )  # fmt: skip
+        model_rng, state_rng, self.sample_rng = jax.random.split(jax.random.key(config.seed), 3)
+        optimizer = build_optimizer(config.optimizer, config.steps)
+        self.rates = jax.device_get(jax.vmap(learning_rate(config.optimizer, config.steps))(jnp.arange(config.steps)))
+        vocab_size = len(dataset.tokenizer)
+        model = build_model(config.model, vocab_size, model_rng, sharding.sharded_attention(mesh))
+        average = config.optimizer.ema_decay > 0
+        self.graphdef, self.state = create_state(model, optimizer, state_rng, average=average)
+        self.plain = self.graphdef  # of a single device
+        if mesh is not None:
+            self.plain = nnx.graphdef(build_model(config.model, vocab_size, model_rng))
+        self.samples = directory / "samples.txt"
+        self.step_fn = partial(
+            train_step, graphdef=self.graphdef, optimizer=optimizer, dtype=config.model.dtype,
+            accumulate=config.data.accumulate, label_smoothing=config.loss.label_smoothing,
+            z_loss=config.loss.z_loss, ema_decay=config.optimizer.ema_decay,
+        )  # fmt: skip
+
+    def start_from(self, model: nnx.Module) -> None:
+        """Take the parameters of another run's model."""
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        params = unflat(self.state.params, flat(params), self.config.start)
+        average = None if self.state.average is None else jax.tree.map(jnp.copy, params)
+        self.state = self.state._replace(params=params, average=average)
+
+    def run(self, moved: Path | None) -> int:
+        """Go on from the newest checkpoint, if the run is to be resumed, to the last step."""
+        warnings: list[str] = []
+        with Checkpoints(self.directory / "checkpoints", warnings.append) as checkpoints:
+            done, kept = self.restore(checkpoints)
+            self.samples.touch()
+            os.truncate(self.samples, min(kept, self.samples.stat().st_size))
+            checkpoints.check_space(self.state)
+            with Metrics(self.directory / "metrics.jsonl", self.config, self.speed(), done) as metrics:
+                self.say_what_it_is(metrics, done, warnings, moved)
+                if done == self.config.steps:
+                    metrics.say("all steps are done")
+                    return 0
+                status = self.train(done, metrics, checkpoints)
+                if status == 0:
+                    self.finish(metrics)
+                return status
+
+    def restore(self, checkpoints: Checkpoints) -> tuple[int, int]:
+        """Steps that are done, and the length of the samples that belong to them."""
+        found = None
+        if self.config.resume:
+            if jax.process_index():
+                with Checkpoints(run_directory.RUNS / self.config.name / "checkpoints") as theirs:
+                    found = theirs.newest()
+            else:
+                checkpoints.clean()
+                found = checkpoints.newest()
+        sharding.wait_for_all("restored")
+        notes = {"samples": 0}
+        if found:
             arrays, notes = found
-            if notes["text"] != text_hash:
-                raise InputError(f"{directory}: --resume with another text than the run began with")
-            state = unflat(state, arrays, directory)
-            done = int(state.step)
-            kept = notes["samples"]
-        samples.touch()
-        os.truncate(samples, min(kept, samples.stat().st_size))
-        with Metrics(
-            directory / "metrics.jsonl", config.steps, batch_size * (length - 1), config.quiet, done
-        ) as metrics:
-            device, count = jax.devices()[0], sum(param.size for param in jax.tree.leaves(state.params))
-            metrics.say(
-                f"{device.platform} ({device.device_kind}), {count:,} parameters, {len(train):,} training and "
-                f"{len(validation):,} validation tokens, vocabulary of {len(tokenizer)}"
+            if notes["data"] != self.dataset.digest:
+                raise InputError(f"{self.directory}: --resume with other data than the run began with")
+            self.state = unflat(self.state, arrays, self.directory)
+        done = int(self.state.step)
+        self.state = sharding.place(self.state, self.mesh, self.config.mesh.fsdp)
+        return done, notes["samples"]
+
+    def speed(self) -> Speed:
+        """What a step is."""
+        devices = jax.devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
+        peaks = [peak_flops(device) for device in devices]
+        tokens = self.config.data.batch_size * self.config.model.context_length
+        flops = tokens * flops_per_token(self.config.model, len(self.dataset.tokenizer))
+        return Speed(tokens, flops, None if None in peaks else sum(peaks))
+
+    def say_what_it_is(self, metrics: Metrics, done: int, warnings: list[str], moved: Path | None) -> None:
+        device, count = jax.devices()[0], sum(param.size for param in jax.tree.leaves(self.state.params))
+        devices = "" if self.mesh is None else f" x {self.mesh.size}"
+        metrics.say(f"{device.platform} ({device.device_kind}){devices}, {count:,} parameters, {self.dataset.summary}")
+        for warning in warnings:
+            metrics.say(warning)
+        going_on = f", going on after step {done}" if self.config.resume else ""
+        metrics.say(f"writing {self.directory}{going_on}" + (f"; the earlier run is now {moved}" if moved else ""))
+
+    def compile(self, batch):
+        """The step, compiled for this state and batch, and the bytes that it needs on each device.
+
+        Raises:
+          InputError: the device has fewer.
+        """
+        shardings = jax.tree.map(lambda array: array.sharding, self.state)
+        step = jax.jit(self.step_fn, donate_argnums=0, out_shardings=(shardings, None))
+        compiled = step.lower(self.state, batch).compile()
+        check_memory(needed := step_memory(compiled), jax.devices()[0])
+        return compiled, needed
+
+    def train(self, done: int, metrics: Metrics, checkpoints: Checkpoints) -> int:
+        """The loop. The host waits for the device only where it evaluates or saves, and for the step before."""
+        config, unfetched = self.config, None
+        batch = self.batch(done + 1)
+        compiled, needed = self.compile(batch)
+        metrics.say(f"a step needs {needed / 2**20:,.0f} MiB of memory" + ("" if self.mesh is None else " a device"))
+        if config.start and done == 0:
+            self.evaluate(0, metrics)
+        for step in range(done + 1, config.steps + 1):
+            if config.profile and step == done + PROFILED:
+                jax.profiler.start_trace(self.directory / "profile")
+            with jax.transfer_guard("disallow"):
+                self.state, outcome = compiled(self.state, batch)
+                if step < config.steps:
+                    batch = self.batch(step + 1)
+                if unfetched:
+                    self.record(step - 1, unfetched, metrics)
+            unfetched = outcome
+            if config.profile and step == done + 2 * PROFILED:
+                jax.block_until_ready(outcome)
+                jax.profiler.stop_trace()
+            last = step == config.steps
+            evaluate, save = step % config.eval_every == 0 or last, step % config.checkpoint_every == 0 or last
+            stopped = self.stopped(save)
+            if evaluate or save or stopped:
+                self.record(step, unfetched, metrics)
+                unfetched = None
+            if evaluate:
+                self.evaluate(step, metrics)
+            if save or stopped:
+                metrics.sync()
+                notes = {"data": self.dataset.digest, "samples": self.samples.stat().st_size}
+                checkpoints.save(step, sharding.gather(self.state, self.mesh), notes)
+            if stopped and not last:
+                metrics.say(f"stopped after step {step}, which is saved; --resume goes on")
+                return 128 + stopped
+        return 0
+
+    def batch(self, step: int):
+        return sharding.place_batch(self.dataset.batch(step), self.mesh)
+
+    def stopped(self, together: bool) -> int:
+        """The number of the signal that is to end the run, or 0; processes ask each other only when `together`."""
+        received = self.interrupts.received or 0
+        if jax.process_count() == 1:
+            return received
+        return sharding.highest(received) if together else 0
+
+    def record(self, step: int, outcome: dict, metrics: Metrics) -> None:
+        """Note a step's metrics.
+
+        Raises:
+          StoppedError: it is the last of too many in a row that had to be skipped.
+        """
+        outcome = jax.device_get(outcome)
+        metrics.step(step, float(outcome["loss"]), float(self.rates[step - 1]))
+        if outcome["skipped"] >= MOST_SKIPPED:
+            broken = [name for name, finite in flat(outcome["finite"]).items() if not finite]
+            which = f"the gradient of {broken[0]}, among {len(broken)}" if broken else "the loss, though no gradient"
+            raise StoppedError(
+                f"step {step}: {MOST_SKIPPED} steps in a row were skipped, since {which}, was not finite; the last "
+                "good checkpoint is kept: try a lower --optimizer.learning-rate"
             )
-            for warning in warnings:
-                metrics.say(warning)
-            going_on = f", going on after step {done}" if config.resume else ""
-            metrics.say(f"writing {directory}{going_on}" + (f"; the earlier run is now {moved}" if moved else ""))
-            if done == config.steps:
-                metrics.say("all steps are done")
-                return 0
 
-            unfetched = None
-            for step in range(done + 1, config.steps + 1):
-                tokens = data.batch(train, seed=config.seed, step=step, batch_size=batch_size, length=length)
-                state, outcome = train_step(state, tokens, graphdef=graphdef, optimizer=optimizer)
-                if unfetched:  # one step late, so that the device never waits for the host
-                    record(metrics, step - 1, unfetched, rates)
-                unfetched = outcome
-                last, stopped = step == config.steps, interrupts.received is not None
-                evaluate, save = step % config.eval_every == 0 or last, step % config.checkpoint_every == 0 or last
-                if evaluate or save or stopped:
-                    record(metrics, step, unfetched, rates)
-                    unfetched = None
-                if evaluate:
-                    loss, written = validation_loss(), sample(step)
-                    with samples.open("a", encoding="utf-8") as file:
-                        file.write(f"--- step {step} ---\n{written}\n\n")
-                    metrics.validation(step, loss)
-                if save or stopped:
-                    metrics.sync()
-                    checkpoints.save(step, state, {"text": text_hash, "samples": samples.stat().st_size})
-                if stopped and not last:
-                    metrics.say(f"stopped after step {step}, which is saved; --resume goes on")
-                    return 128 + interrupts.received
+    def evaluate(self, step: int, metrics: Metrics) -> None:
+        """Validation, a sample of what the model writes, and a picture of its attention."""
+        batches = [sharding.place_batch(batch, self.mesh) for batch in self.dataset.validation]
+        options = {"graphdef": self.graphdef, "dtype": self.config.model.dtype}
+        metrics.validation(step, evaluate(self.state.best, batches, self.dataset.answers, **options))
+        model = nnx.merge(self.plain, sharding.gather(self.state.best, self.mesh))
+        sample = show.sample(model, self.dataset, jax.random.fold_in(self.sample_rng, step))
+        with self.samples.open("a", encoding="utf-8") as file:
+            file.write(f"--- step {step} ---\n{sample}\n\n")
+        show.plot_attention(model, self.dataset, self.directory / "attention" / f"{step:06d}.png")
 
-            plot_loss(metrics.records, directory / "loss.png")
-            shown = wordiest(tokenizer.decode(validation), min(PICTURE_LENGTH, length - 1))
-            _, weights = nnx.merge(graphdef, state.params)(jnp.asarray(tokenizer.encode(shown)), return_weights=True)
-            plot_heads(weights, list(shown)).savefig(directory / "attention.png", dpi=130)
-
-            recent = [record["train_loss"] for record in metrics.records if record.get("train_loss") is not None][-100:]
-            metrics.say(f"\nA sample:\n\n{written}\n")
-            metrics.say(f"train loss {np.mean(recent):.3f}, validation loss {loss:.3f} nats per token")
-            metrics.say(f"pictures: {directory / 'loss.png'}, {directory / 'attention.png'}")
-            metrics.say(f'more text: python -m train.sample {directory} --prompt "The "')
-            return 0
-
-
-def record(metrics: Metrics, step: int, outcome: dict, rates) -> None:
-    """Note a step's metrics.
-
-    Raises:
-      DivergedError: it is the last of too many in a row that had to be skipped.
-    """
-    metrics.step(step, float(outcome["loss"]), float(rates[step - 1]))
-    if int(outcome["skipped"]) >= MOST_SKIPPED:
-        broken = [name for name, finite in flat(outcome["finite"]).items() if not finite]
-        which = f"the gradient of {broken[0]}, among {len(broken)}" if broken else "the loss, though no gradient"
-        raise DivergedError(
-            f"step {step}: {MOST_SKIPPED} steps in a row were skipped, since {which}, was not finite; the last good "
-            "checkpoint is kept: try a lower --optimizer.learning-rate"
+    def finish(self, metrics: Metrics) -> None:
+        """Say what became of the run."""
+        show.plot_loss(metrics.records, self.directory / "loss.png")
+        train = [record["train_loss"] for record in metrics.records if record.get("train_loss") is not None][-100:]
+        validations = [record for record in metrics.records if "validation_loss" in record]
+        prompt = self.dataset.shown[0][0] if self.dataset.answers else "The "
+        metrics.say(
+            "\nA sample:\n\n" + self.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].rstrip() + "\n"
         )
-
-
-def wordiest(text: str, length: int) -> str:
-    """The first stretch of `text`, among those that begin a line, with the most letters: one worth a picture.
-
-    >>> wordiest("    x\\nwords, words\\n...", 8)
-    'words, w'
-    """
-    starts = [0, *(index + 1 for index, character in enumerate(text) if character == "\n")]
-    stretches = [text[start : start + length] for start in starts if start + length <= len(text)]
-    return max(stretches, key=lambda stretch: sum(map(str.isalpha, stretch)))
+        if validations[0]["step"] == 0:
+            metrics.say(f"at the start: {describe(validations[0])}")
+        metrics.say(f"train loss {np.mean(train):.3f}, {describe(validations[-1])}")
+        metrics.say(f"pictures: {self.directory / 'loss.png'}, {self.directory / 'attention'}")
+        metrics.say(f"more text: python -m train.sample {self.directory} --prompt {shlex.quote(prompt)}")

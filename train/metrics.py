@@ -6,11 +6,33 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from configs.schema import Config
+from train.evaluate import describe
+
 PLAIN_LINES = 20
+
+
+class Speed(NamedTuple):
+    """What a step is in tokens, and in operations."""
+
+    tokens: int
+    flops: float
+    peak: float | None
+    """Operations a second that the devices could do, if that is known."""
+
+    def describe(self, rate: float) -> str:
+        """So many steps a second in words, with the share of the peak that they use (arXiv:2204.02311).
+
+        >>> Speed(1024, 5e9, 1e12).describe(20.0)
+        '20,480 tokens/s, 10.0 % of peak'
+        """
+        share = "" if self.peak is None else f", {100 * rate * self.flops / self.peak:.1f} % of peak"
+        return f"{rate * self.tokens:,.0f} tokens/s{share}"
 
 
 class Metrics:
@@ -19,20 +41,20 @@ class Metrics:
     A context manager; the bar is gone when it ends.
     """
 
-    def __init__(self, path: Path, steps: int, tokens_per_step: int, quiet: bool, done: int = 0):
+    def __init__(self, path: Path, config: Config, speed: Speed, done: int = 0):
         """`done` steps have their records in the file already; what comes after them is cut off."""
         path.touch()
         lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        self.records = [record for record in map(json.loads, lines) if record["step"] <= done]
+        self.records = [record for record in map(json.loads, lines) if done and record["step"] <= done]
         os.truncate(path, sum(map(len, lines[: len(self.records)])))  # at once: a kill here loses nothing
         self.file = path.open("a", encoding="utf-8")
-        self.console = Console(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
-        self.steps, self.tokens_per_step = steps, tokens_per_step
+        self.console = Console(file=sys.stdout, quiet=config.quiet, highlight=False, soft_wrap=True)
+        self.steps, self.speed = config.steps, speed
         self.previous, self.seconds, self.timed = None, 0.0, 0
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-        live = self.console.is_terminal and not quiet
+        live = self.console.is_terminal and not config.quiet
         self.progress = Progress(*columns, console=self.console, disable=not live, transient=True)
-        self.bar = self.progress.add_task("compiling", total=steps, completed=done)
+        self.bar = self.progress.add_task("compiling", total=config.steps, completed=done)
 
     def __enter__(self):
         self.progress.start()
@@ -60,16 +82,16 @@ class Metrics:
             self.seconds, self.timed = self.seconds + now - self.previous, self.timed + 1
         self.previous = now
         self.record(step=step, train_loss=loss, learning_rate=learning_rate)
-        speed = f"{self.timed * self.tokens_per_step / self.seconds:,.0f} tokens/s" if self.timed else ""
+        speed = self.speed.describe(self.timed / self.seconds) if self.timed else ""
         self.progress.update(self.bar, completed=step, description=f"loss {loss:.3f}  {speed}")
         if self.progress.disable and step % max(self.steps // PLAIN_LINES, 1) == 0:
             self.say(f"step {step}/{self.steps}  loss {loss:.3f}  {speed}")
 
-    def validation(self, step: int, loss: float) -> None:
-        """Record and show a validation; its time does not count as that of a step."""
+    def validation(self, step: int, found: dict[str, float]) -> None:
+        """Record and show what `evaluate` found; its time does not count as that of a step."""
         self.previous = None
-        self.record(step=step, validation_loss=loss)
-        self.say(f"step {step}/{self.steps}  validation loss {loss:.3f}")
+        self.record(step=step, **found)
+        self.say(f"step {step}/{self.steps}  {describe(found)}")
 
     def sync(self) -> None:
         """Have all records on disk."""

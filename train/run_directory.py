@@ -8,23 +8,17 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from attention_jax.modules import TransformerBlock, TransformerLM
+from attention_jax.modules import TransformerLM
 from configs import schema
 from train import checkpoint
+from train import tokenizer as tokenizers
 from train.errors import InputError
-from train.tokenizer import CharTokenizer
+from train.model import build_model
+from train.tokenizer import Tokenizer
 
 RUNS = Path("runs")
-
-
-def build_model(config: schema.Model, vocab_size: int, rng: jax.Array) -> TransformerLM:
-    """The model of a run, freshly initialised."""
-
-    def block(*args, **kwargs):
-        return TransformerBlock(*args, dropout_rate=config.dropout_rate, **kwargs)
-
-    sizes = vocab_size, config.context_length, config.embed_dim, config.num_heads, config.num_layers
-    return TransformerLM(*sizes, block=block, rngs=nnx.Rngs(rng))
+FREE = ("resume", "quiet", "profile", "mesh.")
+"""What a run that goes on may have otherwise."""
 
 
 @contextlib.contextmanager
@@ -47,11 +41,11 @@ def locked(directory: Path):
         yield
 
 
-def create(config: schema.Config, tokenizer: CharTokenizer) -> tuple[Path, Path | None]:
+def create(config: schema.Config, tokenizer: Tokenizer) -> Path | None:
     """Make the run's directory, with its configuration and tokenizer; an earlier run of that name is moved aside.
 
     Returns:
-      The directory, and where the earlier run went, if there was one.
+      Where the earlier run went, if there was one.
 
     Raises:
       InputError: the directory cannot be made, or another process is writing there.
@@ -66,29 +60,26 @@ def create(config: schema.Config, tokenizer: CharTokenizer) -> tuple[Path, Path 
                 directory.rename(moved)
         directory.mkdir(parents=True)
         schema.save(config, directory / "config.toml")
-        tokenizer.save(directory / "tokenizer.json")
+        tokenizers.save(tokenizer, directory / "tokenizer.json")
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another with --name") from error
-    return directory, moved
+    return moved
 
 
-def check_same(config: schema.Config, tokenizer: CharTokenizer) -> Path:
-    """The directory of the run that is to go on, if it is the one that `config` and the text's vocabulary say.
+def check_same(config: schema.Config) -> Tokenizer:
+    """The tokenizer of the run that is to go on, if it is the one that `config` says.
 
     Raises:
       InputError: no run is there, or another; the message names what differs.
     """
     directory = RUNS / config.name
-    earlier, vocabulary = _read(directory)
+    earlier, tokenizer = _read(directory)
     ours, theirs = (flatten(dataclasses.asdict(each)) for each in (config, earlier))
-    differ = [name for name in ours if ours[name] != theirs[name] and name not in ("resume", "quiet")]
+    differ = [name for name in ours if ours[name] != theirs[name] and not name.startswith(FREE)]
     if differ:
         changes = ", ".join(f"{name} was {theirs[name]!r}, is {ours[name]!r}" for name in differ)
         raise InputError(f"{directory}: --resume goes on with the same run only; {changes}")
-    if vocabulary != tokenizer:
-        change = "".join(sorted(set(vocabulary.vocabulary) ^ set(tokenizer.vocabulary)))
-        raise InputError(f"{directory}: --resume with a text of another vocabulary; they differ in {change!r}")
-    return directory
+    return tokenizer
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -103,25 +94,26 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
-def load(directory: Path) -> tuple[schema.Config, CharTokenizer, TransformerLM]:
+def load(directory: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
     """The configuration, tokenizer and newest model of a run.
 
     Raises:
       InputError: no run is there, its files cannot be read, or it has saved no model yet.
     """
     config, tokenizer = _read(directory)
-    graphdef, params = nnx.split(build_model(config.model, len(tokenizer), jax.random.key(0)), nnx.Param)
     with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
         found = checkpoints.newest()
     if found is None:
         raise InputError(f"{directory}: no checkpoint here; the run stopped before its first save")
-    like = {"params": nnx.to_pure_dict(params)}
-    return config, tokenizer, nnx.merge(graphdef, checkpoint.unflat(like, found[0], directory)["params"])
+    graphdef, params = nnx.split(build_model(config.model, len(tokenizer), jax.random.key(0)), nnx.Param)
+    part = "average" if config.optimizer.ema_decay else "params"
+    like = {part: nnx.to_pure_dict(params)}
+    return config, tokenizer, nnx.merge(graphdef, checkpoint.unflat(like, found[0], directory)[part])
 
 
-def _read(directory: Path) -> tuple[schema.Config, CharTokenizer]:
+def _read(directory: Path) -> tuple[schema.Config, Tokenizer]:
     try:
-        return schema.load(directory / "config.toml"), CharTokenizer.load(directory / "tokenizer.json")
+        return schema.load(directory / "config.toml"), tokenizers.load(directory / "tokenizer.json")
     except OSError as error:
         known = ", ".join(sorted(str(path.parent) for path in RUNS.glob("*/config.toml"))) or "none yet"
         raise InputError(f"{directory}: no training run is here; runs: {known}") from error

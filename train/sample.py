@@ -18,9 +18,9 @@ class Sample:
     prompt: str = "The "
     """What the text begins with."""
     length: int = 500
-    """Characters to add."""
+    """Tokens to add, at most; an answer ends by itself."""
     temperature: float = 0.8
-    """Below 1 likelier, above 1 wilder; 0 takes the likeliest character always."""
+    """Below 1 likelier, above 1 wilder; 0 takes the likeliest token always."""
     seed: int = 0
     """The same seed gives the same text."""
 
@@ -36,12 +36,13 @@ def write(options: Sample) -> str:
 
     from attention_jax.generate import generate
     from train import run_directory
+    from train.data import END, has_answers
 
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed must be at least 0 and below 2**32, got {options.seed}")
     if options.length < 0:
         raise InputError(f"--length must be at least 0, got {options.length}")
-    _, tokenizer, model = run_directory.load(options.run)
+    config, tokenizer, model = run_directory.load(options.run)
     if not options.prompt:
         raise InputError("--prompt is empty: give at least one character, such as --prompt ' '")
     prompt = tokenizer.encode(options.prompt)
@@ -50,7 +51,8 @@ def write(options: Sample) -> str:
         tokens = generate(model, prompt, options.length, rng=rng, temperature=options.temperature)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return tokenizer.decode(np.asarray(tokens))
+    written = tokenizer.decode(np.asarray(tokens)[len(prompt) :])
+    return options.prompt + (written.split(END)[0] if has_answers(config.data) else written)
 
 
 if __name__ == "__main__":

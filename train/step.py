@@ -4,7 +4,7 @@ The model is split once, into a graph definition (static) and a plain dict of pa
 comes out, and its memory is donated. The model exists only inside the loss.
 
     graphdef, state = create_state(model, optimizer, jax.random.key(0))
-    state, metrics = train_step(state, tokens, graphdef=graphdef, optimizer=optimizer)
+    state, metrics = train_step(state, Batch(tokens), graphdef=graphdef, optimizer=optimizer)
 """
 
 from functools import partial
@@ -15,6 +15,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+
+
+class Batch(NamedTuple):
+    """Sequences to learn from."""
+
+    tokens: jax.Array
+    """int `[B, T + 1]`: each token but the first is predicted from those before it."""
+    counted: jax.Array | None = None
+    """bool `[B, T]`: which predictions count. Default: all."""
 
 
 class TrainState(NamedTuple):
@@ -29,9 +38,16 @@ class TrainState(NamedTuple):
     """Random key of the whole run; a step uses it folded with its number."""
     skipped: jax.Array
     """Steps in a row, up to the last one, that changed nothing since their loss or gradient was not finite, int32."""
+    average: dict[str, Any] | None = None
+    """Moving average of the parameters, if there is one."""
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The parameters to evaluate: the average, if there is one."""
+        return self.params if self.average is None else self.average
 
 
-def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, rng: jax.Array):
+def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, rng: jax.Array, *, average: bool = False):
     """The graph definition of `model`, and the state before the first step.
 
     The parameters are copied: a step donates those it is given, and `model` keeps its own.
@@ -39,31 +55,68 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, rng
     graphdef, params = nnx.split(model, nnx.Param)
     params = jax.tree.map(jnp.copy, nnx.to_pure_dict(params))
     zero = jnp.zeros((), jnp.int32)
-    return graphdef, TrainState(zero, params, optimizer.init(params), rng, jnp.copy(zero))
+    averages = jax.tree.map(jnp.copy, params) if average else None
+    return graphdef, TrainState(zero, params, optimizer.init(params), rng, jnp.copy(zero), averages)
 
 
-def next_token_loss(model: nnx.Module, tokens: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-    """Mean cross-entropy, in nats a token, of predicting each token of `[B, T + 1]` from those before it."""
+def next_token_losses(model: nnx.Module, tokens: jax.Array, rngs: nnx.Rngs | None = None):
+    """Cross-entropy, in nats, of predicting each token of `[B, T + 1]` from those before it; and the logits.
+
+    Returns:
+      `[B, T]`, and `[B, T, vocab_size]`, both float32.
+    """
     chex.assert_rank(tokens, 2)
     logits = model(tokens[:, :-1], rngs=rngs).astype(jnp.float32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]), logits
 
 
-@partial(jax.jit, static_argnames=("graphdef", "optimizer"), donate_argnames="state")
-def train_step(state: TrainState, tokens: jax.Array, *, graphdef: nnx.GraphDef, optimizer):
-    """One update on `tokens`, int `[B, T + 1]`. Returns the next state, and metrics of the step as arrays.
+@partial(jax.jit, static_argnames=("graphdef", "optimizer", "dtype", "accumulate", "label_smoothing", "z_loss",
+                                   "ema_decay"), donate_argnames="state")  # fmt: skip
+def train_step(
+    state: TrainState, batch: Batch, *, graphdef: nnx.GraphDef, optimizer, dtype="float32", accumulate: int = 1,
+    label_smoothing: float = 0.0, z_loss: float = 0.0, ema_decay: float = 0.0,
+):  # fmt: skip
+    """One update on a batch. Returns the next state, and metrics of the step as arrays.
 
     Where the loss or any gradient is not finite, parameters and optimiser stay as they were, and the step counts as
     skipped; `finite` in the metrics says which parameters' gradients were.
+
+    Args:
+      state: it is donated.
+      batch: B a multiple of `accumulate`.
+      dtype: what the model computes in.
+      accumulate: parts that the batch is cut into, whose gradients are summed one after another.
+      label_smoothing: share of each target spread over all tokens.
+      z_loss: factor on the squared log of the softmax's denominator.
+      ema_decay: how slowly `state.average`, if there is one, forgets.
     """
+    counted = jnp.ones(batch.tokens[:, 1:].shape, bool) if batch.counted is None else batch.counted
+    count = jnp.maximum(counted.sum(), 1)
 
-    def loss_of(params):
-        rngs = nnx.Rngs(dropout=jax.random.fold_in(state.rng, state.step))
-        return next_token_loss(nnx.merge(graphdef, params), tokens, rngs)
+    def loss_of(params, tokens, counted, rng):
+        losses, logits = next_token_losses(merge(graphdef, params, dtype), tokens, nnx.Rngs(dropout=rng))
+        objective = losses
+        if label_smoothing or z_loss:
+            log_z = jax.nn.logsumexp(logits, axis=-1)
+            uniform = log_z - logits.mean(axis=-1)
+            objective = (1 - label_smoothing) * losses + label_smoothing * uniform + z_loss * log_z**2
+        return jnp.sum(objective, where=counted) / count, jnp.sum(losses, where=counted) / count
 
-    loss, gradient = jax.value_and_grad(loss_of)(state.params)
+    def add_part(total, part):
+        (_, loss), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params, *part)
+        return jax.tree.map(jnp.add, total, (loss, gradient)), None
+
+    rng = jax.random.fold_in(state.rng, state.step)
+    if accumulate == 1:
+        (_, loss), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch.tokens, counted, rng)
+    else:
+        parts = [x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1) for x in (batch.tokens, counted)]
+        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)
+        (loss, gradient), _ = jax.lax.scan(add_part, zero, (*parts, jax.random.split(rng, accumulate)))
+
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    average = None if state.average is None else optax.incremental_update(params, state.average, 1 - ema_decay)
     finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), gradient)
     good = jnp.isfinite(loss) & jnp.stack(jax.tree.leaves(finite)).all()
 
@@ -72,11 +125,26 @@ def train_step(state: TrainState, tokens: jax.Array, *, graphdef: nnx.GraphDef, 
 
     skipped = jnp.where(good, 0, state.skipped + 1)
     metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), "skipped": skipped, "finite": finite}
-    params, opt_state = keep(params, state.params), keep(opt_state, state.opt_state)
-    return TrainState(state.step + 1, params, opt_state, state.rng, skipped), metrics
+    return TrainState(
+        state.step + 1,
+        keep(params, state.params),
+        keep(opt_state, state.opt_state),
+        state.rng,
+        skipped,
+        keep(average, state.average),
+    ), metrics
 
 
-@partial(jax.jit, static_argnames="graphdef")
-def eval_step(params: dict[str, Any], tokens: jax.Array, *, graphdef: nnx.GraphDef) -> jax.Array:
-    """The mean loss on `tokens`, int `[B, T + 1]`, without dropout."""
-    return next_token_loss(nnx.merge(graphdef, params), tokens)
+@partial(jax.jit, static_argnames=("graphdef", "dtype"))
+def eval_step(params: dict[str, Any], batch: Batch, *, graphdef: nnx.GraphDef, dtype="float32"):
+    """Without dropout: the sum of the losses that count, how many there are, and how many sequences had every counted
+    token as their likeliest prediction, which is to say that greedy decoding would write the same."""
+    losses, logits = next_token_losses(merge(graphdef, params, dtype), batch.tokens)
+    counted = jnp.ones(losses.shape, bool) if batch.counted is None else batch.counted
+    right = jnp.all((jnp.argmax(logits, axis=-1) == batch.tokens[:, 1:]) | ~counted, axis=-1)
+    return jnp.sum(losses, where=counted), counted.sum(), right.sum()
+
+
+def merge(graphdef: nnx.GraphDef, params: dict[str, Any], dtype="float32") -> nnx.Module:
+    """The model, with its parameters in the dtype that it is to compute in."""
+    return nnx.merge(graphdef, jax.tree.map(lambda param: param.astype(dtype), params))

@@ -1,17 +1,34 @@
-"""From text to tokens and back, one token a character."""
+"""From text to tokens and back. No tokenizer here has special tokens, which text could be taken for."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from train.errors import InputError
 
 
+class Tokenizer(Protocol):
+    """Equal ones make the same tokens."""
+
+    def __len__(self) -> int:
+        """The number of different tokens."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 tokens `[n]`."""
+
+    def decode(self, tokens) -> str:
+        """The text of some tokens."""
+
+    def to_json(self) -> dict:
+        """What `load` makes it from."""
+
+
 @dataclass(frozen=True)
 class CharTokenizer:
-    """Token i is the i-th character of `vocabulary`.
+    """Token i is the i-th character of `vocabulary`, which is in the order of code points.
 
     >>> tokenizer = CharTokenizer.of("banana")
     >>> tokenizer.encode("nab").tolist(), tokenizer.decode([2, 0, 1])
@@ -22,17 +39,8 @@ class CharTokenizer:
 
     @classmethod
     def of(cls, text: str) -> "CharTokenizer":
-        """The tokenizer of all characters in `text`, in the order of their code points."""
+        """The tokenizer of all characters in `text`."""
         return cls("".join(sorted(set(text))))
-
-    @classmethod
-    def load(cls, path: Path) -> "CharTokenizer":
-        """Read what `save` wrote."""
-        return cls(json.loads(path.read_text(encoding="utf-8"))["vocabulary"])
-
-    def save(self, path: Path) -> None:
-        """Write the vocabulary as JSON."""
-        path.write_text(json.dumps({"vocabulary": self.vocabulary}), encoding="utf-8")
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -43,12 +51,118 @@ class CharTokenizer:
         Raises:
           InputError: a character that the vocabulary lacks.
         """
-        table = {character: token for token, character in enumerate(self.vocabulary)}
-        try:
-            return np.array([table[character] for character in text], np.int32)
-        except KeyError as error:
-            raise InputError(f"the text holds {error.args[0]!r}, which the model's vocabulary does not") from error
+        vocabulary, points = (np.array([*map(ord, part)], np.int32) for part in (self.vocabulary, text))
+        tokens = np.searchsorted(vocabulary, points)
+        unknown = np.flatnonzero(vocabulary[np.minimum(tokens, len(vocabulary) - 1)] != points)
+        if len(unknown):
+            raise InputError(f"the text holds {text[unknown[0]]!r}, which the model's vocabulary does not")
+        return tokens.astype(np.int32)
 
     def decode(self, tokens) -> str:
         """The text of `tokens`."""
         return "".join(self.vocabulary[token] for token in tokens)
+
+    def to_json(self) -> dict:
+        return {"kind": "char", "vocabulary": self.vocabulary}
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """Token i is the byte i of UTF-8.
+
+    >>> ByteTokenizer().decode(ByteTokenizer().encode("é"))
+    'é'
+    """
+
+    def __len__(self) -> int:
+        return 256
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+    def decode(self, tokens) -> str:
+        return bytes(np.asarray(tokens, np.uint8)).decode("utf-8", errors="replace")
+
+    def to_json(self) -> dict:
+        return {"kind": "byte"}
+
+
+class BpeTokenizer:
+    """Byte-pair encoding of bytes (Sennrich et al. 2015, arXiv:1508.07909), by the `tokenizers` library: any text can
+    be encoded.
+
+    >>> tokenizer = BpeTokenizer.of("banana bandana " * 20, 260)
+    >>> len(tokenizer), len(tokenizer.encode("banana")), tokenizer.decode(tokenizer.encode("banana"))
+    (260, 2, 'banana')
+    """
+
+    def __init__(self, model: dict):
+        import tokenizers
+
+        self.model = tokenizers.Tokenizer.from_str(json.dumps(model))
+
+    @classmethod
+    def of(cls, text: str, vocab_size: int) -> "BpeTokenizer":
+        """The tokenizer of the most frequent pairs in `text`."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        model = Tokenizer(models.BPE())
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        model.decoder = decoders.ByteLevel()
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+        model.train_from_iterator(text.splitlines(keepends=True), trainer)
+        return cls(json.loads(model.to_str()))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, BpeTokenizer) and self.to_json() == other.to_json()
+
+    def __len__(self) -> int:
+        return self.model.get_vocab_size()
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self.model.encode(text).ids, np.int32)
+
+    def decode(self, tokens) -> str:
+        return self.model.decode([int(token) for token in tokens], skip_special_tokens=False)
+
+    def to_json(self) -> dict:
+        return {"kind": "bpe", "model": json.loads(self.model.to_str())}
+
+
+def build_tokenizer(kind: str, text: str, vocab_size: int) -> Tokenizer:
+    """The tokenizer of that kind for a text; `vocab_size` is that of bpe.
+
+    Raises:
+      InputError: the text is too short for so many tokens.
+    """
+    if kind == "char":
+        return CharTokenizer.of(text)
+    if kind == "byte":
+        return ByteTokenizer()
+    tokenizer = BpeTokenizer.of(text, vocab_size)
+    if len(tokenizer) < vocab_size:
+        raise InputError(
+            f"--data.vocab-size {vocab_size}: the text has pairs for {len(tokenizer)} tokens only; "
+            f"lower it to that, or take --tokenizer char"
+        )
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer as JSON."""
+    path.write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
+
+
+def load(path: Path) -> Tokenizer:
+    """Read what `save` wrote.
+
+    Raises:
+      ValueError: it is not a tokenizer.
+    """
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    kinds = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BpeTokenizer}
+    try:
+        return kinds[saved.pop("kind")](**saved)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a tokenizer ({error})") from error

@@ -1,10 +1,44 @@
 """Text to learn from: read whole, split once, and cut into batches that depend on nothing but (seed, step)."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
+from configs.schema import Config
+from train.data import Dataset
+from train.data.download import tiny_shakespeare
 from train.errors import InputError
+from train.step import Batch
+from train.tokenizer import Tokenizer, build_tokenizer
+
+
+def dataset(config: Config, tokenizer: Tokenizer | None) -> Dataset:
+    """The text of `config.data`.
+
+    Raises:
+      InputError: it cannot be read, is too short, or has characters that the tokenizer has not.
+    """
+    source = config.data.path
+    if source is None and config.data.source == "shakespeare":
+        source = tiny_shakespeare()
+    text = read_text(source)
+    tokenizer = tokenizer or build_tokenizer(config.tokenizer, text, config.data.vocab_size)
+    size, length = config.data.batch_size, config.model.context_length + 1
+    train, held_out = split(tokenizer.encode(text), config.data.validation_fraction, config.model.context_length)
+
+    def batch_of(step: int) -> Batch:
+        return Batch(batch(train, seed=config.seed, step=step, batch_size=size, length=length))
+
+    return Dataset(
+        tokenizer=tokenizer,
+        batch=batch_of,
+        validation=[Batch(tokens) for tokens in whole(held_out, batch_size=size, length=length)],
+        shown=[(wordiest(tokenizer.decode(held_out[:5000]), 32), "")],
+        answers=False,
+        summary=f"{len(train):,} training and {len(held_out):,} validation tokens, vocabulary of {len(tokenizer)}",
+        digest=hashlib.sha256(text.encode()).hexdigest(),
+    )
 
 
 def read_text(path: Path | None) -> str:
@@ -73,3 +107,14 @@ def whole(tokens: np.ndarray, *, batch_size: int, length: int) -> np.ndarray:
     rows = tokens[(length - 1) * np.arange(count)[:, None] + np.arange(length)]
     batch_size = min(batch_size, count)
     return rows[: count // batch_size * batch_size].reshape(-1, batch_size, length)
+
+
+def wordiest(text: str, length: int) -> str:
+    """The first stretch of `text`, among those that begin a line, with the most letters: one worth a look.
+
+    >>> wordiest("    x\\nwords, words\\n...", 8)
+    'words, w'
+    """
+    starts = [0, *(index + 1 for index, character in enumerate(text) if character == "\n")]
+    stretches = [text[start : start + length] for start in starts if start == 0 or start + length <= len(text)]
+    return max(stretches, key=lambda stretch: sum(map(str.isalpha, stretch)))

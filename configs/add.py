@@ -1,0 +1,17 @@
+"""Adding numbers of up to three digits: 27+5=32.
+
+    python -m train add
+
+Hardware: 2 CPU cores.
+"""
+
+from configs.schema import Config, Data, Model, Optimizer
+
+add = Config(
+    name="add",
+    steps=3500,
+    eval_every=500,
+    data=Data(source="add", task_length=3, batch_size=128),
+    model=Model(num_layers=2, num_heads=4, embed_dim=128, context_length=12),
+    optimizer=Optimizer(method="muon", learning_rate=3e-3),
+)

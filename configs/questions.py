@@ -1,0 +1,21 @@
+"""Answers to questions about the spelling of words, by a model that has learned to write text first.
+
+    python -m train                # the model to start from, in 3 minutes
+    python -m train questions
+
+Hardware: 2 CPU cores.
+"""
+
+from pathlib import Path
+
+from configs.schema import Config, Data, Optimizer
+from configs.text import text
+
+questions = Config(
+    name="questions",
+    steps=1000,
+    start=Path("runs/text"),
+    data=Data(source="questions", batch_size=32),
+    model=text.model,
+    optimizer=Optimizer(learning_rate=1e-3),
+)

@@ -1,0 +1,80 @@
+"""The model that a configuration describes, and what a step of it costs."""
+
+import os
+from functools import partial
+
+import jax
+from flax import nnx
+
+from attention_jax import attention
+from attention_jax.modules import MultiHeadAttention, TransformerBlock, TransformerLM
+from configs import schema
+from train.errors import InputError
+
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "Tesla T4": 65e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""bfloat16 operations a second by device kind, from the makers' data sheets; float16 for the T4."""
+
+
+def build_model(config: schema.Model, vocab_size: int, rng: jax.Array, attention_fn=attention) -> TransformerLM:
+    """The model of a run, freshly initialised."""
+
+    def block(*args, **kwargs):
+        heads = partial(MultiHeadAttention, attention_fn=attention_fn)
+        return TransformerBlock(*args, attention=heads, dropout_rate=config.dropout_rate, **kwargs)
+
+    return TransformerLM(
+        vocab_size, config.context_length, config.embed_dim, config.num_heads, config.num_layers,
+        block=block, scan=config.scan, remat=config.remat, rngs=nnx.Rngs(rng),
+    )  # fmt: skip
+
+
+def flops_per_token(config: schema.Model, vocab_size: int) -> float:
+    """Operations that a token takes, forward and backward, as they are counted for utilisation (arXiv:2204.02311,
+    appendix B): 6 a weight, and the products of attention."""
+    weights = 12 * config.num_layers * config.embed_dim**2 + vocab_size * config.embed_dim
+    return 6 * weights + 12 * config.num_layers * config.embed_dim * config.context_length
+
+
+def peak_flops(device) -> float | None:
+    """Operations a second that a device could do at most; None if it is not known."""
+    known = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+def step_memory(compiled) -> int:
+    """Bytes on each device that a compiled step needs: state, batch, and all between."""
+    memory = compiled.memory_analysis()
+    sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
+    return sum(sizes) - memory.alias_size_in_bytes
+
+
+def check_memory(needed: int, device) -> None:
+    """Refuse a step that the device has too little memory for.
+
+    Raises:
+      InputError: it names what makes a step smaller.
+    """
+    if device.platform == "cpu":
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        there = (device.memory_stats() or {}).get("bytes_limit", needed)
+    if needed > there:
+        raise out_of_memory(f"a step needs {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}")
+
+
+def out_of_memory(what: str) -> InputError:
+    """The error that says what makes a step smaller."""
+    return InputError(
+        f"{what}: raise --data.accumulate or lower --data.batch-size, give --model.remat, lower "
+        "--model.context-length or the model's sizes, or spread it by --mesh.data N --mesh.fsdp"
+    )
