@@ -31,7 +31,14 @@ class Checkpoints:
     def __init__(self, directory: Path, warn: Callable[[str], None] = lambda line: None):
         self.directory, self.warn = directory.resolve(), warn
         policy = ocp.checkpoint_managers.LatestN(KEPT)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
+        process = jax.process_index()  # each has a directory of its own, and waits for no other
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=process, active_processes={process}, barrier_sync_key_prefix=str(process)
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, enable_async_checkpointing=False, multiprocessing_options=alone, create=False
+        )
+        self.directory.mkdir(parents=True, exist_ok=True)
         self.manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
         )

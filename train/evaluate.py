@@ -50,7 +50,8 @@ def evaluate(params: dict[str, Any], batches: list, answers: bool, **options) ->
 
     from train.step import eval_step
 
-    sums = jax.device_get([eval_step(params, batch, **options) for batch in batches])
+    # one after the other: XLA's CPU devices come to a standstill where several programs communicate at once
+    sums = [jax.device_get(eval_step(params, batch, **options)) for batch in batches]
     loss, count, right = np.sum(np.array(sums, np.float64), axis=0)
     accuracy = {"accuracy": right / sum(len(batch.tokens) for batch in batches)} if answers else {}
     return {"validation_loss": loss / count} | accuracy

@@ -112,7 +112,8 @@ def _put(array, sharding: NamedSharding):
         data = jax.random.key_data(array)
         return jax.random.wrap_key_data(_put(data, sharding), impl=jax.random.key_impl(array))
     array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    with jax.transfer_guard_host_to_device("allow"):  # it is asked for, though JAX does not count it as such
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _spec(path, leaf, mesh: Mesh, fsdp: bool) -> P:
