@@ -77,7 +77,7 @@ def test_a_length_that_is_no_multiple_of_anything(name, block_sizes):
     run(attention if block_sizes is None else partial(attention, block_sizes=block_sizes), "539", "tree", "float32")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 @pytest.mark.parametrize("attention", suite.IMPLEMENTATIONS.values(), ids=suite.IMPLEMENTATIONS)
 def test_no_less_exact_than_the_plain_implementation(attention, dtype):
     """Against float64: float32 at most 4 times jax.nn's own error, bfloat16 1.1 times, gradients 3 times."""

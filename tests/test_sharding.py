@@ -61,7 +61,10 @@ def trained(mesh_config, optimizer, steps=3, **model):
 
 
 @needs_devices
-@pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: f"{mesh.data}x{mesh.model}{'f' * mesh.fsdp}")
+@pytest.mark.parametrize("mesh", [
+    pytest.param(mesh, id=f"{mesh.data}x{mesh.model}{'f' * mesh.fsdp}", marks=() if index == 4 else pytest.mark.slow)
+    for index, mesh in enumerate(MESHES)
+])  # fmt: skip
 def test_a_mesh_trains_as_one_device_does(mesh):
     losses, params, _ = trained(schema.Mesh(), optax.sgd(0.5))
     spread, others, state = trained(mesh, optax.sgd(0.5))
@@ -71,6 +74,7 @@ def test_a_mesh_trains_as_one_device_does(mesh):
 
 
 @needs_devices
+@pytest.mark.slow
 def test_what_is_cut_is_smaller_on_each_device():
     def held(mesh, **model):
         _, _, state = trained(mesh, build_optimizer(schema.Optimizer(), 10), steps=1, **model)

@@ -117,8 +117,8 @@ def test_the_configured_model_drops_out():
     assert loss_of(model, TOKENS) != loss_of(model, TOKENS, nnx.Rngs(dropout=0))
 
 
-@pytest.mark.parametrize("method", ["adamw", "muon"])
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("method", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_only_matrices_decay(method, scan):
     config = Optimizer(method=method, learning_rate=0.1, weight_decay=0.5, warmup_steps=0)
     optimizer = build_optimizer(config, steps=10)
@@ -173,13 +173,15 @@ def test_gradients_are_clipped():
     np.testing.assert_allclose(mu["kernel"], 0.1 * 0.25, rtol=1e-4)  # norm 0.5 over four entries, times 1 - b1
 
 
+SGD = optax.sgd(0.1)  # one, so that its step is compiled once
+
+
 def updated(model, batch, steps=1, **options):
     """The state after some steps with plain gradients, and the first step's metrics."""
-    optimizer = optax.sgd(0.1)
-    graphdef, state = create_state(model, optimizer, jax.random.key(0), average=options.get("ema_decay", 0) > 0)
+    graphdef, state = create_state(model, SGD, jax.random.key(0), average=options.get("ema_decay", 0) > 0)
     first = None
     for _ in range(steps):
-        state, metrics = train_step(state, batch, graphdef=graphdef, optimizer=optimizer, **options)
+        state, metrics = train_step(state, batch, graphdef=graphdef, optimizer=SGD, **options)
         first = first or metrics
     return state, first
 
@@ -191,8 +193,8 @@ def assert_close(one, other, **tolerance):
 COUNTED = jnp.asarray(np.random.default_rng(1).random((4, 8)) < 0.4)
 
 
-@pytest.mark.parametrize("counted", [None, COUNTED])
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("counted", [pytest.param(None, marks=pytest.mark.slow), COUNTED])
+@pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_accumulated_parts_are_the_whole_batch(parts, counted):
     """Also where the parts have different numbers of tokens that count."""
     whole, metrics = updated(tiny(), Batch(BATCH.tokens, counted))
@@ -271,13 +273,14 @@ def test_bfloat16_keeps_its_state_in_float32():
     assert 0 < apart < 0.03 * lengths[0]  # as far as bfloat16's 8 bits go, and not at all only if it were float32
     logits = nnx.merge(*nnx.split(model)).__call__  # the products are bfloat16's own
     hlo = train_step.lower(
-        create_state(model, optax.sgd(0.1), jax.random.key(0))[1], BATCH,
-        graphdef=nnx.graphdef(model), optimizer=optax.sgd(0.1), dtype="bfloat16",
+        create_state(model, SGD, jax.random.key(0))[1], BATCH,
+        graphdef=nnx.graphdef(model), optimizer=SGD, dtype="bfloat16",
     ).as_text()  # fmt: skip
     assert "bf16" in hlo and logits(TOKENS[:, :-1]).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}, {"scan": True, "remat": True}])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}])
 def test_remat_and_scan_change_no_number(options):
     sizes = {"num_layers": 3, "num_heads": 2, "embed_dim": 16, "context_length": 8}
     plain, other = (build_model(Model(**sizes, **more), 11, jax.random.key(0)) for more in ({}, options))

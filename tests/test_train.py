@@ -108,12 +108,12 @@ def test_a_run_leaves_what_it_says(capsys):
     (b"caf\xe9 au lait", "missing.txt: not UTF-8 text, byte 0xe9 at offset 3; convert it"),
     (b"too short", "the training text has 8 tokens, fewer than --model.context-length 128 + 1"),
 ])  # fmt: skip
-def test_bad_data_is_one_line_and_status_2(content, message):
+def test_bad_data_is_refused_before_anything_is_compiled(content, message):
     if content is not None:
         Path("missing.txt").write_bytes(content)
-    result = command("train", "--data.path", "missing.txt")
-    assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
+    with pytest.raises(InputError) as error:
+        main(["--data.path", "missing.txt"])
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert not Path("runs").exists()
 
 
@@ -139,6 +139,12 @@ def test_a_wrong_field_is_status_2(arguments, message, capsys):
 def test_an_unknown_preset_is_refused():
     with pytest.raises(InputError, match="no preset is called 'txet'; there are: text, shakespeare, "):
         main(["txet"])
+
+
+def test_an_error_is_one_line_and_status_2():
+    result = command("train", "--data.path", "missing.txt")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr == "error: --data.path missing.txt: cannot be read (No such file or directory)\n"
 
 
 def test_sampling_refusals():

@@ -26,7 +26,7 @@ def query_key():
     return suite.inputs(SHAPE)[:2]
 
 
-FEW = {"segments", "array", "tree"}
+FEW = {"tree"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in FEW else pytest.mark.slow) for x in suite.MASKS])
