@@ -116,8 +116,17 @@ class Checkpoints:
 
 def flat(state: Any) -> dict[str, np.ndarray]:
     """The arrays of a tree by their paths, random keys as their data."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): _plain(leaf) for path, leaf in leaves}
+    return dict(zip(names(state), map(_plain, jax.tree.leaves(state)), strict=True))
+
+
+def names(tree: Any) -> list[str]:
+    """What the leaves of a tree are called.
+
+    >>> names({"layer": {"kernel": 1, "bias": 2}})
+    ['layer.bias', 'layer.kernel']
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
 
 
 def unflat(like: Any, arrays: dict[str, np.ndarray], source: Path) -> Any:

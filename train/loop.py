@@ -15,7 +15,7 @@ from flax import nnx
 
 from configs.schema import Config
 from train import run_directory, sharding, show
-from train.checkpoint import Checkpoints, flat, unflat
+from train.checkpoint import Checkpoints, flat, names, unflat
 from train.data import Dataset, open_dataset
 from train.errors import InputError, StoppedError
 from train.evaluate import describe, evaluate
@@ -235,7 +235,8 @@ class Trainer:
         outcome = jax.device_get(outcome)
         metrics.step(step, float(outcome["loss"]), float(self.rates[step - 1]))
         if outcome["skipped"] >= MOST_SKIPPED:
-            broken = [name for name, finite in flat(outcome["finite"]).items() if not finite]
+            gradients = zip(names(self.state.params), outcome["finite"], strict=True)
+            broken = [name for name, finite in gradients if not finite]
             which = f"the gradient of {broken[0]}, among {len(broken)}" if broken else "the loss, though no gradient"
             raise StoppedError(
                 f"step {step}: {MOST_SKIPPED} steps in a row were skipped, since {which}, was not finite; the last "

@@ -79,7 +79,7 @@ def train_step(
     """One update on a batch. Returns the next state, and metrics of the step as arrays.
 
     Where the loss or any gradient is not finite, parameters and optimiser stay as they were, and the step counts as
-    skipped; `finite` in the metrics says which parameters' gradients were.
+    skipped; `finite` in the metrics says which gradients were, in the order of `jax.tree.leaves`.
 
     Args:
       state: it is donated.
@@ -117,8 +117,8 @@ def train_step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = None if state.average is None else optax.incremental_update(params, state.average, 1 - ema_decay)
-    finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), gradient)
-    good = jnp.isfinite(loss) & jnp.stack(jax.tree.leaves(finite)).all()
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)])
+    good = jnp.isfinite(loss) & finite.all()
 
     def keep(new, old):
         return jax.tree.map(partial(jnp.where, good), new, old)

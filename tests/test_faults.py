@@ -1,0 +1,102 @@
+"""What goes wrong around a run is one line that says what to do, and loses nothing that was saved."""
+
+import contextlib
+import resource
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import jax
+import pytest
+
+from tests.test_resume import TINY, outcome
+from train import loop, sharding
+from train.__main__ import main
+from train.checkpoint import Checkpoints
+from train.errors import InputError, StoppedError
+from train.metrics import Metrics
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@contextlib.contextmanager
+def no_file_may_grow_beyond(size):
+    """The kernel refuses to write more, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place, method", [(Checkpoints, "save"), (Metrics, "record")], ids=["checkpoint", "metrics"])
+def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(place, method, monkeypatch):
+    main(["text", *TINY, "--steps", "30", "--name", "whole"])
+    write, calls = getattr(place, method), []
+
+    def full(*arguments, **options):
+        calls.append(1)
+        with no_file_may_grow_beyond(
+            100 if len(calls) >= (3 if place is Checkpoints else 15) else resource.RLIM_INFINITY
+        ):
+            return write(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, method, full)
+        with pytest.raises(
+            StoppedError, match=r"runs/full: cannot be written \(.*; what was saved is kept: make room, and go on"
+        ):
+            main(["text", *TINY, "--steps", "30", "--name", "full"])
+    with Checkpoints(Path("runs/full/checkpoints")) as checkpoints:
+        assert checkpoints.newest()[0]["step"] == 12
+    main(["text", "--resume", "--name", "full", "--quiet"])
+    assert outcome("full") == outcome("whole")
+
+
+def test_a_full_disk_is_refused_before_the_first_step(monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    with pytest.raises(InputError, match="4 checkpoints want 0 MiB, and the disk has 0 left: make room"):
+        main(["text", *TINY, "--name", "full"])
+    assert Path("runs/full/metrics.jsonl").exists() is False
+
+
+def test_a_directory_that_cannot_be_made_is_refused():
+    Path("runs").write_text("")
+    with pytest.raises(InputError, match=r"runs/text: cannot be written \(.*\); choose another with --name"):
+        main(["text", *TINY])
+
+
+def test_a_step_too_large_for_the_memory_is_refused_before_it_runs():
+    sizes = "--model.num-layers 1 --model.embed-dim 128 --model.context-length 64 --data.batch-size 2000000 --quiet"
+    with pytest.raises(
+        InputError, match=r"a step needs [0-9,]+\.\d GiB of memory, and there are .*: raise --data.accumulate"
+    ):
+        main(["text", *sizes.split(), "--name", "large"])
+
+
+def test_memory_that_runs_out_names_what_makes_a_step_smaller(monkeypatch):
+    def compile_(self, batch):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes\nmore")
+
+    monkeypatch.setattr(loop.Trainer, "compile", compile_)
+    with pytest.raises(InputError, match=r"out of memory \(RESOURCE_EXHAUSTED: .* 5 bytes\): raise .*--model.remat"):
+        main(["text", *TINY])
+
+
+def test_nothing_is_transferred_in_silence(monkeypatch):
+    """A batch that is not put on the device before the step is an error: the loop's guard is on."""
+    monkeypatch.setattr(sharding, "place_batch", lambda batch, mesh: batch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        main(["text", *TINY, "--steps", "3"])
+
+
+@pytest.mark.slow
+def test_a_profile_is_written():
+    main(["text", *TINY, "--steps", "12", "--profile"])
+    assert list(Path("runs/text/profile").rglob("*.xplane.pb"))
