@@ -1,4 +1,9 @@
-"""Copying: abc=abc."""
+"""Copying: abc=abc.
+
+    python -m train copy
+
+Hardware: 2 CPU cores. Time: 40 seconds. Result: 100 % of 1024 new questions right.
+"""
 
 from configs.schema import Config, Data, Model, Optimizer
 

@@ -29,8 +29,7 @@ class Data:
     """What is learned, and in which pieces."""
 
     source: Literal["help", "shakespeare", "copy", "reverse", "sort", "add", "questions"] = "help"
-    """Text: the help topics that every Python ships, or Tiny Shakespeare, downloaded once. A task: question and answer
-    by rule. Or questions and answers from a file; without one, some about spelling."""
+    """The help topics that every Python ships, Tiny Shakespeare, a task, or questions with answers."""
     path: Path | None = None
     """UTF-8 text file to learn from instead; for questions, JSON lines with a question and an answer each."""
     vocab_size: int = 1024
@@ -49,6 +48,8 @@ class Data:
         _at_least(256, self, "vocab_size")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}")
+        if self.source == "add" and self.task_length > 18:
+            raise ValueError(f"task_length must be at most 18 for add, got {self.task_length}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be above 0 and below 1, got {self.validation_fraction}")
 
@@ -68,7 +69,7 @@ class Model:
     dropout_rate: float = 0.0
     """Share of activations dropped while training."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in; parameters, logits and the optimiser's state are float32 in any case."""
+    """What the model computes in; parameters, softmax, loss and the optimiser's state are float32 in any case."""
     remat: bool = False
     """Recompute each block in the backward pass rather than keep its activations: less memory, a third more time."""
     scan: bool = False
@@ -149,6 +150,8 @@ class Mesh:
             raise ValueError(f"process must be below processes={self.processes}, got {self.process}")
         if (self.coordinator is None) != (self.processes == 1):
             raise ValueError("coordinator and processes > 1 go together: give both, or neither")
+        if self.coordinator is not None and not re.fullmatch(r".+:\d+", self.coordinator):
+            raise ValueError(f"coordinator must be HOST:PORT, got {self.coordinator!r}")
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,8 @@ def _filled(kind: type, table: dict[str, Any]) -> Any:
     for name, value in table.items():
         wanted = types.get(name)
         if dataclasses.is_dataclass(wanted):
+            if not isinstance(value, dict):
+                raise TypeError(f"{name} must be a table, got {value!r}")
             value = _filled(wanted, value)
         elif wanted == Path | None:
             value = Path(value)

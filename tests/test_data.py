@@ -52,7 +52,17 @@ def test_tokenizers_survive_a_file(tokenizer):
     assert tokenizers.load(Path("tokenizer.json")) != CharTokenizer.of("other")
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"kind": "other"}', '{"kind": "char", "words": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"kind": "other"}',
+        '{"kind": "char", "words": 3}',
+        '{"kind": "bpe", "model": {"a": 1}}',
+        '{"kind": "char", "vocabulary": "ba"}',
+    ],
+)
 def test_what_is_not_a_tokenizer_is_refused(content):
     Path("tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
@@ -108,6 +118,7 @@ def test_tasks(name):
     assert pair[1] == ANSWERS[name](pair[0][:-1])
     assert max(len(question + answer) for question, answer in learned) <= len("".join(pair)) + 1
 
+    assert open_dataset(dataclasses.replace(config, tokenizer="byte")).digest != dataset.digest
     again, other = open_dataset(config), open_dataset(dataclasses.replace(config, seed=1))
     again.batch(7)
     for one, two in zip(again.batch(2), dataset.batch(2), strict=True):
@@ -152,6 +163,7 @@ def test_questions_from_a_file():
     for line, reason in (
         ("yes", "Expecting value"), ('{"question": "a"}', "'answer'"), ("[]", "list indices"),
         ('{"question": "a", "answer": 3}', "both have to be strings"), ("\xff", "utf-8"),
+        ('{"question": "\\ud800", "answer": ""}', "surrogates not allowed"), ("[" * 100_000, "recursion"),
     ):  # fmt: skip
         Path("even.jsonl").write_bytes("\n".join([*lines[:3], line]).encode("latin1"))
         with pytest.raises(InputError, match=f"--data.path even.jsonl: line 4 is not .*{reason}"):
@@ -205,7 +217,7 @@ def test_shakespeare_comes_from_the_cache(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "elsewhere")
     Path("input.txt").write_text(PROSE)
     config = dataclasses.replace(PRESETS["shakespeare"], model=copy.model)
-    assert open_dataset(config).digest == hashlib.sha256(PROSE.encode()).hexdigest()
+    assert open_dataset(config).tokenizer == CharTokenizer.of(PROSE)
     ((url, sha256, target),) = asked
     assert url.startswith("https://") and url.endswith("/tinyshakespeare/input.txt") and len(sha256) == 64
     assert target == Path("elsewhere/attention_jax/tinyshakespeare.txt")

@@ -134,6 +134,25 @@ def test_state_comes_back_as_it_was():
     assert sorted(int(path.stem) for path in Path("here").glob("*.json")) == [2, 3, 4]
 
 
+def test_what_a_manifest_says_is_hashed_too():
+    with Checkpoints(Path("here")) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state_of(step), {"samples": 100 * step})
+    whole = Path("here/2.json").read_text()
+    for right, wrong in (('"samples": 200', '"samples": 300'), ('"samples"', '"simples"'), ('"step": 2', '"step": 1')):
+        assert right in whole
+        Path("here/2.json").write_text(whole.replace(right, wrong))
+        warnings = []
+        with Checkpoints(Path("here"), warnings.append) as checkpoints:
+            assert checkpoints.newest()[1] == {"samples": 100} and len(warnings) == 1
+    Path("here/1.json").write_text("{}")
+    with (
+        Checkpoints(Path("here")) as checkpoints,
+        pytest.raises(InputError, match="no checkpoint here is whole any more"),
+    ):
+        checkpoints.newest()
+
+
 def test_what_a_killed_save_left_is_cleaned():
     with Checkpoints(Path("here")) as checkpoints:
         checkpoints.save(1, state_of(1), {})

@@ -120,6 +120,13 @@ def test_what_cannot_be_spread_is_refused(mesh, message):
     assert not Path("runs").exists()
 
 
+@needs_devices
+def test_too_little_to_validate_on_is_refused_before_anything_is_trained():
+    Path("short.txt").write_text("abcdefgh " * 300)
+    with pytest.raises(InputError, match=r"3 sequences of the validation part cannot be cut into --mesh.data 4 equal"):
+        main(["text", "--data.path", "short.txt", "--mesh.data", "4", "--data.validation-fraction", "0.15"])
+
+
 RUN = (
     "--steps 12 --eval-every 6 --checkpoint-every 4 --data.batch-size 4 --data.validation-fraction 0.02 "
     "--model.num-layers 1 --model.num-heads 2 --model.embed-dim 16 --model.context-length 16 --quiet"

@@ -89,6 +89,16 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert state.skipped == 0 and metrics["finite"].all() and np.isfinite(metrics["loss"])
 
 
+def test_a_step_that_would_leave_the_numbers_is_skipped():
+    """Its gradient is finite, and what becomes of the parameters is not."""
+    optimizer = optax.sgd(float("inf"))
+    graphdef, state = create_state(tiny(), optimizer, jax.random.key(0))
+    before = jax.tree.map(np.array, state.params)
+    state, metrics = train_step(state, BATCH, graphdef=graphdef, optimizer=optimizer)
+    assert metrics["finite"].all() and state.skipped == 1
+    jax.tree.map(np.testing.assert_array_equal, state.params, before)
+
+
 def test_the_state_is_donated():
     optimizer = optax.sgd(0.1)
     graphdef, state = create_state(tiny(), optimizer, jax.random.key(0))

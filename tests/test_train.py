@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,10 @@ def test_bad_data_is_refused_before_anything_is_compiled(content, message):
     (["--name", ".."], "letters, digits and . _ - only"),
     (["--model.dropout-rate", "nan"], "dropout_rate must be at least 0 and below 1, got nan"),
     (["--optimizer.learning-rate", "-1"], "learning_rate must be at least 0"),
+    (["--data.source", "add", "--data.task-length", "19"], "task_length must be at most 18 for add"),
+    (["--mesh.processes", "2", "--mesh.coordinator", "here"], "coordinator must be HOST:PORT, got 'here'"),
+    (["--mesh.processes", "2"], "go together: give both, or neither"),
+    (["--data.accumulate", "3"], "batch_size=8 must be a multiple of accumulate=3"),
     (["--data.validation-fraction", "1"], "validation_fraction must be above 0 and below 1"),
 ])  # fmt: skip
 def test_a_wrong_field_is_status_2(arguments, message, capsys):
@@ -181,6 +186,11 @@ def test_validation_covers_the_text_once():
     assert whole(np.arange(8), batch_size=3, length=6).shape == (1, 1, 6)
 
 
+def test_what_has_no_number_can_be_described():
+    assert "perplexity inf" in describe({"validation_loss": 1e4})
+    assert "validation loss nan" in describe({"validation_loss": None})
+
+
 def test_configurations_survive_a_file():
     config = dataclasses.replace(text, data=schema.Data(path=Path('a "b"\\c.txt')))
     schema.save(config, Path("config.toml"))
@@ -203,9 +213,17 @@ def test_questions_are_answered_better_after_a_text_model_has_learned_some(capsy
     assert "Q: is 1" in samples and "(right: " in samples.split("--- step 200")[0]
     assert write(Sample(Path("runs/even"), prompt="Q: is 8 even?\nA: ", temperature=0.0)) == "Q: is 8 even?\nA: yes"
 
+    # killed before its first checkpoint, it starts from the same weights again
+    metrics = Path("runs/even/metrics.jsonl").read_bytes()
+    shutil.rmtree("runs/even/checkpoints")
+    main(["questions", "--resume", "--name", "even", "--quiet"])
+    assert Path("runs/even/metrics.jsonl").read_bytes() == metrics
+
+    with pytest.raises(InputError, match="--start runs/prose: a run cannot start from itself"):
+        main(["text", "--start", "runs/prose", "--name", "prose"])
     with pytest.raises(InputError, match=r"runs/nowhere: no training run is here; runs: .*prose"):
         main([*arguments, "--start", "runs/nowhere"])
-    with pytest.raises(InputError, match=r"runs/prose: not the model of .*wants .*\[64\]; saved is float32\[32\]"):
+    with pytest.raises(InputError, match=r"--start runs/prose: it has another model; model.embed_dim is 64, there 32"):
         main([*arguments, "--start", "runs/prose", "--model.embed-dim", "64"])
 
 

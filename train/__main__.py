@@ -21,11 +21,9 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
     description = sys.modules[f"configs.{name.replace('-', '_')}"].__doc__
     prog = f"python -m train {name}"
-    preset = PRESETS[name]
-    if "--resume" in arguments:
-        run_name = arguments[arguments.index("--name") + 1] if "--name" in arguments[:-1] else preset.name
-        preset = saved_config(run_name) or preset
-    config = tyro.cli(Config, default=preset, args=arguments, prog=prog, description=description)
+    config = tyro.cli(Config, default=PRESETS[name], args=arguments, prog=prog, description=description)
+    if config.resume and (saved := saved_config(config.name)):
+        config = tyro.cli(Config, default=saved, args=arguments, prog=prog, description=description)
     from train.loop import run  # after the command line: a wrong field is answered before JAX is loaded
 
     return run(config)

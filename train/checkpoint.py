@@ -60,11 +60,12 @@ class Checkpoints:
         Raises:
           InputError: it says how much room there is, and how much is wanted.
         """
-        wanted = (KEPT + 1) * sum(leaf.nbytes for leaf in jax.tree.leaves(jax.tree.map(_data, state)))
+        missing = max(KEPT + 1 - len(self.manager.all_steps()), 1)
+        wanted = missing * sum(leaf.nbytes for leaf in jax.tree.leaves(jax.tree.map(_data, state)))
         free = shutil.disk_usage(self.directory).free
         if free < wanted:
             raise InputError(
-                f"{self.directory}: {KEPT + 1} checkpoints want {wanted / 2**20:,.0f} MiB, and the disk has "
+                f"{self.directory}: {missing} checkpoints want {wanted / 2**20:,.0f} MiB, and the disk has "
                 f"{free / 2**20:,.0f} left: make room, or run elsewhere"
             )
 
@@ -79,9 +80,18 @@ class Checkpoints:
         if step in self.manager.all_steps():  # not whole, or the run would have gone on from it
             self._manifest(step).unlink(missing_ok=True)
             self.manager.delete(step)
-        self.manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
-        self.manager.wait_until_finished()
-        hashes = {"files": digest_files(self.directory / str(step)), "arrays": digest(arrays)}
+        try:
+            self.manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
+            self.manager.wait_until_finished()
+        except ValueError as error:
+            if "os_error_code" not in str(error):  # with which TensorStore says what the system said
+                raise
+            raise OSError(str(error).splitlines()[0]) from error
+        hashes = {
+            "files": digest_files(self.directory / str(step)),
+            "arrays": digest(arrays),
+            "notes": digest_notes(step, notes),
+        }
         manifest = {"step": step, "sha256": hashes, "notes": notes}
         unfinished = self.directory / f"{step}.json.tmp"
         with unfinished.open("w", encoding="utf-8") as file:
@@ -94,12 +104,17 @@ class Checkpoints:
                 path.unlink()
 
     def newest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """The arrays and notes of the newest checkpoint that is whole; None if none is."""
+        """The arrays and notes of the newest checkpoint that is whole; None if nothing was ever saved.
+
+        Raises:
+          InputError: something was, and none of it is whole.
+        """
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
                 manifest = json.loads(self._manifest(step).read_text(encoding="utf-8"))
                 hashes = manifest["sha256"]
-                if manifest["step"] == step and hashes["files"] == digest_files(self.directory / str(step)):
+                found = digest_files(self.directory / str(step)), digest_notes(manifest["step"], manifest["notes"])
+                if found == (hashes["files"], hashes["notes"]):
                     arrays = self.manager.restore(step, args=ocp.args.StandardRestore())
                     arrays = {name: np.asarray(array) for name, array in arrays.items()}
                     if hashes["arrays"] == digest(arrays):
@@ -108,6 +123,8 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 reason = f"its manifest: {error}"
             self.warn(f"the checkpoint of step {step} is not whole, and is passed over: {reason}")
+        if any(self.directory.glob("*.json")):
+            raise InputError(f"{self.directory}: no checkpoint here is whole any more; begin anew with another --name")
         return None
 
     def _manifest(self, step: int) -> Path:
@@ -160,6 +177,11 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
         sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
+
+
+def digest_notes(step: int, notes: dict[str, Any]) -> str:
+    """SHA-256 of what a manifest says besides."""
+    return hashlib.sha256(json.dumps([step, notes], sort_keys=True).encode()).hexdigest()
 
 
 def digest_files(directory: Path) -> str:

@@ -65,11 +65,11 @@ def describe(found: dict[str, float]) -> str:
     >>> describe({"validation_loss": 0.1, "accuracy": 0.5})
     'validation loss 0.100 nats per token, 50.0 % of the answers right'
     """
-    loss = found["validation_loss"]
+    loss = math.nan if found["validation_loss"] is None else found["validation_loss"]
     text = f"validation loss {loss:.3f} nats per token"
     if "accuracy" in found:
         return f"{text}, {100 * found['accuracy']:.1f} % of the answers right"
-    return f"{text}, perplexity {math.exp(loss):.2f}"
+    return f"{text}, perplexity {math.exp(loss) if loss < 700 else math.inf:.2f}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -41,19 +42,21 @@ def run(config: Config) -> int:
     """
     sharding.connect(config.mesh)
     mesh = sharding.build_mesh(config)
-    begun = None
+    tokenizer = None
     if config.resume:
         tokenizer = run_directory.check_same(config)
-    else:
-        begun = run_directory.load(config.start) if config.start else None
-        tokenizer = begun[1] if begun else None
+    elif config.start:
+        tokenizer = run_directory.check_start(config)
     dataset = open_dataset(config, tokenizer)
+    rows = len(dataset.validation[0].tokens)
+    if mesh is not None and rows % mesh.shape["data"]:
+        raise InputError(
+            f"{rows} sequences of the validation part cannot be cut into --mesh.data {mesh.shape['data']} equal parts: "
+            "give more to validate on, or another mesh"
+        )
     with _directory(config, dataset) as (directory, moved), Interrupts() as interrupts:
         try:
-            trainer = Trainer(config, dataset, mesh, directory, interrupts)
-            if begun:
-                trainer.start_from(begun[2])
-            return trainer.run(moved)
+            return Trainer(config, dataset, mesh, directory, interrupts).run(moved)
         except OSError as error:
             raise StoppedError(
                 f"{directory}: cannot be written ({error.strerror or error}); what was saved is kept: make room, and "
@@ -97,33 +100,31 @@ class Trainer:
         if mesh is not None:
             self.plain = nnx.graphdef(build_model(config.model, vocab_size, model_rng))
         self.samples = directory / "samples.txt"
+        self.profiling = False
         self.step_fn = partial(
             train_step, graphdef=self.graphdef, optimizer=optimizer, dtype=config.model.dtype,
             accumulate=config.data.accumulate, label_smoothing=config.loss.label_smoothing,
             z_loss=config.loss.z_loss, ema_decay=config.optimizer.ema_decay,
         )  # fmt: skip
 
-    def start_from(self, model: nnx.Module) -> None:
+    def start_from(self, directory: Path) -> None:
         """Take the parameters of another run's model."""
+        _, _, model = run_directory.load(directory)
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        params = unflat(self.state.params, flat(params), self.config.start)
+        params = unflat(self.state.params, flat(params), directory)
         average = None if self.state.average is None else jax.tree.map(jnp.copy, params)
         self.state = self.state._replace(params=params, average=average)
 
     def run(self, moved: Path | None) -> int:
         """Go on from the newest checkpoint, if the run is to be resumed, to the last step."""
-        warnings: list[str] = []
-        with Checkpoints(self.directory / "checkpoints", warnings.append) as checkpoints:
+        with Checkpoints(self.directory / "checkpoints", partial(print, file=sys.stderr)) as checkpoints:
             done, kept = self.restore(checkpoints)
             self.samples.touch()
             os.truncate(self.samples, min(kept, self.samples.stat().st_size))
             checkpoints.check_space(self.state)
             with Metrics(self.directory / "metrics.jsonl", self.config, self.speed(), done) as metrics:
-                self.say_what_it_is(metrics, done, warnings, moved)
-                if done == self.config.steps:
-                    metrics.say("all steps are done")
-                    return 0
-                status = self.train(done, metrics, checkpoints)
+                self.say_what_it_is(metrics, done, moved)
+                status = self.train(done, metrics, checkpoints) if done < self.config.steps else 0
                 if status == 0:
                     self.finish(metrics)
                 return status
@@ -145,6 +146,8 @@ class Trainer:
             if notes["data"] != self.dataset.digest:
                 raise InputError(f"{self.directory}: --resume with other data than the run began with")
             self.state = unflat(self.state, arrays, self.directory)
+        elif self.config.start:
+            self.start_from(self.config.start)
         done = int(self.state.step)
         self.state = sharding.place(self.state, self.mesh, self.config.mesh.fsdp)
         return done, notes["samples"]
@@ -157,12 +160,10 @@ class Trainer:
         flops = tokens * flops_per_token(self.config.model, len(self.dataset.tokenizer))
         return Speed(tokens, flops, None if None in peaks else sum(peaks))
 
-    def say_what_it_is(self, metrics: Metrics, done: int, warnings: list[str], moved: Path | None) -> None:
+    def say_what_it_is(self, metrics: Metrics, done: int, moved: Path | None) -> None:
         device, count = jax.devices()[0], sum(param.size for param in jax.tree.leaves(self.state.params))
         devices = "" if self.mesh is None else f" x {self.mesh.size}"
         metrics.say(f"{device.platform} ({device.device_kind}){devices}, {count:,} parameters, {self.dataset.summary}")
-        for warning in warnings:
-            metrics.say(warning)
         going_on = f", going on after step {done}" if self.config.resume else ""
         metrics.say(f"writing {self.directory}{going_on}" + (f"; the earlier run is now {moved}" if moved else ""))
 
@@ -185,10 +186,12 @@ class Trainer:
         compiled, needed = self.compile(batch)
         metrics.say(f"a step needs {needed / 2**20:,.0f} MiB of memory" + ("" if self.mesh is None else " a device"))
         if config.start and done == 0:
+            self.save(0, metrics, checkpoints)  # the other run may be gone when this one goes on
             self.evaluate(0, metrics)
         for step in range(done + 1, config.steps + 1):
-            if config.profile and step == done + PROFILED:
+            if config.profile and step == done + PROFILED and step + PROFILED <= config.steps:
                 jax.profiler.start_trace(self.directory / "profile")
+                self.profiling = True
             with jax.transfer_guard("disallow"):
                 self.state, outcome = compiled(self.state, batch)
                 if step < config.steps:
@@ -196,9 +199,8 @@ class Trainer:
                 if unfetched:
                     self.record(step - 1, unfetched, metrics)
             unfetched = outcome
-            if config.profile and step == done + 2 * PROFILED:
-                jax.block_until_ready(outcome)
-                jax.profiler.stop_trace()
+            if self.profiling and step == done + 2 * PROFILED:
+                self.stop_profile()
             last = step == config.steps
             evaluate, save = step % config.eval_every == 0 or last, step % config.checkpoint_every == 0 or last
             stopped = self.stopped(save)
@@ -208,16 +210,27 @@ class Trainer:
             if evaluate:
                 self.evaluate(step, metrics)
             if save or stopped:
-                metrics.sync()
-                notes = {"data": self.dataset.digest, "samples": self.samples.stat().st_size}
-                checkpoints.save(step, sharding.gather(self.state, self.mesh), notes)
+                self.save(step, metrics, checkpoints)
             if stopped and not last:
+                if self.profiling:
+                    self.stop_profile()
                 metrics.say(f"stopped after step {step}, which is saved; --resume goes on")
                 return 128 + stopped
         return 0
 
     def batch(self, step: int):
         return sharding.place_batch(self.dataset.batch(step), self.mesh)
+
+    def stop_profile(self) -> None:
+        jax.block_until_ready(self.state)
+        jax.profiler.stop_trace()
+        self.profiling = False
+
+    def save(self, step: int, metrics: Metrics, checkpoints: Checkpoints) -> None:
+        """Have the state on disk, and all records and samples that belong to it."""
+        metrics.sync()
+        notes = {"data": self.dataset.digest, "samples": self.samples.stat().st_size}
+        checkpoints.save(step, sharding.gather(self.state, self.mesh), notes)
 
     def stopped(self, together: bool) -> int:
         """The number of the signal that is to end the run, or 0; processes ask each other only when `together`."""

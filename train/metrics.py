@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from configs.schema import Config
+from train.errors import InputError
 from train.evaluate import describe
 
 PLAIN_LINES = 20
@@ -45,7 +46,10 @@ class Metrics:
         """`done` steps have their records in the file already; what comes after them is cut off."""
         path.touch()
         lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        self.records = [record for record in map(json.loads, lines) if done and record["step"] <= done]
+        try:
+            self.records = [record for record in map(json.loads, lines) if done and record["step"] <= done]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not the records of a run ({error}); put it right to go on") from error
         os.truncate(path, sum(map(len, lines[: len(self.records)])))  # at once: a kill here loses nothing
         self.file = path.open("a", encoding="utf-8")
         self.console = Console(file=sys.stdout, quiet=config.quiet, highlight=False, soft_wrap=True)

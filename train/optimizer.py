@@ -13,13 +13,13 @@ def learning_rate(config: Optimizer, steps: int) -> optax.Schedule:
     """A straight rise from 0, and then what `config.schedule` says."""
     top, last = config.learning_rate, config.learning_rate * config.final_fraction
     warmup = min(config.warmup_steps, steps // 10)
-    decay = round(config.decay_fraction * steps)
+    decay = min(round(config.decay_fraction * steps), steps - warmup)
     after = {
         "cosine": lambda: [(optax.cosine_decay_schedule(top, max(steps - warmup, 1), config.final_fraction), warmup)],
         "constant": lambda: [(optax.constant_schedule(top), warmup)],
         "wsd": lambda: [
             (optax.constant_schedule(top), warmup),
-            (optax.linear_schedule(top, last, decay), max(steps - decay, warmup)),
+            (optax.linear_schedule(top, last, decay), steps - decay),
         ],
     }[config.schedule]()
     schedules, boundaries = zip(*after, strict=True)

@@ -17,6 +17,8 @@ from train.model import build_model
 from train.tokenizer import Tokenizer
 
 RUNS = Path("runs")
+SIZES = ("num_layers", "num_heads", "embed_dim", "context_length", "scan")
+"""What one model has to have as another, to take its weights."""
 FREE = ("resume", "quiet", "profile", "mesh.")
 """What a run that goes on may have otherwise."""
 
@@ -79,6 +81,22 @@ def check_same(config: schema.Config) -> Tokenizer:
     if differ:
         changes = ", ".join(f"{name} was {theirs[name]!r}, is {ours[name]!r}" for name in differ)
         raise InputError(f"{directory}: --resume goes on with the same run only; {changes}")
+    return tokenizer
+
+
+def check_start(config: schema.Config) -> Tokenizer:
+    """The tokenizer of the run that another one is to start from, if the two fit.
+
+    Raises:
+      InputError: no model is there, or another than `config` has; the message names what differs.
+    """
+    if config.start.resolve() == (RUNS / config.name).resolve():
+        raise InputError(f"--start {config.start}: a run cannot start from itself; give it another --name")
+    theirs, tokenizer, _ = load(config.start)
+    pairs = [("tokenizer", config.tokenizer, theirs.tokenizer)]
+    pairs += [(f"model.{name}", getattr(config.model, name), getattr(theirs.model, name)) for name in SIZES]
+    if differ := [f"{name} is {wanted!r}, there {there!r}" for name, wanted, there in pairs if wanted != there]:
+        raise InputError(f"--start {config.start}: it has another model; {', '.join(differ)}")
     return tokenizer
 
 

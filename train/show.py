@@ -57,12 +57,13 @@ def plot_loss(records: list[dict], path: Path) -> None:
     for index in range(len(train)):
         recent = [loss for _, loss in train[max(index + 1 - window, 0) : index + 1]]
         smooth.append(sum(recent) / len(recent))
-    panel.plot(*zip(*train, strict=True), color="tab:blue", alpha=0.25, linewidth=0.8)
-    panel.plot([step for step, _ in train], smooth, color="tab:blue", label="training")
-    panel.plot(*zip(*validation, strict=True), color="tab:orange", marker="o", markersize=4, label="validation")
-    panel.annotate(
-        f"{validation[-1][1]:.3f}", validation[-1], xytext=(0, 8), textcoords="offset points", ha="right", fontsize=9
-    )
+    steps, losses = [step for step, _ in train], [loss for _, loss in train]
+    panel.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+    panel.plot(steps, smooth, color="tab:blue", label="training")
+    if validation:
+        panel.plot(*zip(*validation, strict=True), color="tab:orange", marker="o", markersize=4, label="validation")
+        last = {"xytext": (0, 8), "textcoords": "offset points", "ha": "right", "fontsize": 9}
+        panel.annotate(f"{validation[-1][1]:.3f}", validation[-1], **last)
     panel.set(xlabel="step", ylabel="loss, nats per token", title="Learning")
     panel.grid(alpha=0.3)
     panel.legend()

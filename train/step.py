@@ -78,8 +78,8 @@ def train_step(
 ):  # fmt: skip
     """One update on a batch. Returns the next state, and metrics of the step as arrays.
 
-    Where the loss or any gradient is not finite, parameters and optimiser stay as they were, and the step counts as
-    skipped; `finite` in the metrics says which gradients were, in the order of `jax.tree.leaves`.
+    Where the loss, a gradient or what it would lead to is not finite, parameters and optimiser stay as they were, and
+    the step counts as skipped; `finite` in the metrics says which gradients were, in the order of `jax.tree.leaves`.
 
     Args:
       state: it is donated.
@@ -117,8 +117,8 @@ def train_step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = None if state.average is None else optax.incremental_update(params, state.average, 1 - ema_decay)
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)])
-    good = jnp.isfinite(loss) & finite.all()
+    finite = _finite(gradient)
+    good = jnp.isfinite(loss) & finite.all() & _finite((params, opt_state)).all()
 
     def keep(new, old):
         return jax.tree.map(partial(jnp.where, good), new, old)
@@ -133,6 +133,11 @@ def train_step(
         skipped,
         keep(average, state.average),
     ), metrics
+
+
+def _finite(tree) -> jax.Array:
+    """Which leaves are finite throughout."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
 
 
 @partial(jax.jit, static_argnames=("graphdef", "dtype"))

@@ -37,6 +37,10 @@ class CharTokenizer:
 
     vocabulary: str
 
+    def __post_init__(self):
+        if self.vocabulary != "".join(sorted(set(self.vocabulary))):
+            raise ValueError("vocabulary must hold each character once, in the order of code points")
+
     @classmethod
     def of(cls, text: str) -> "CharTokenizer":
         """The tokenizer of all characters in `text`."""
@@ -164,5 +168,5 @@ def load(path: Path) -> Tokenizer:
     kinds = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BpeTokenizer}
     try:
         return kinds[saved.pop("kind")](**saved)
-    except (AttributeError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers raises nothing narrower
         raise ValueError(f"{path}: not a tokenizer ({error})") from error

@@ -1,7 +1,9 @@
 """What there is to learn, as a `Dataset`, whose batches are pure functions of (seed, step)."""
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from configs.schema import Config, Data
 from train.step import Batch
@@ -38,7 +40,9 @@ def open_dataset(config: Config, tokenizer: Tokenizer | None = None) -> Dataset:
     """
     from train.data import pairs, text
 
-    return (pairs if has_answers(config.data) else text).dataset(config, tokenizer)
+    dataset = (pairs if has_answers(config.data) else text).dataset(config, tokenizer)
+    whole = [dataset.digest, dataset.tokenizer.to_json()]
+    return replace(dataset, digest=hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest())
 
 
 def has_answers(data: Data) -> bool:

@@ -44,8 +44,11 @@ def download(url: str, sha256: str, target: Path, most_bytes: int = MOST_BYTES) 
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise InputError(f"{url}: has SHA-256 {found}, and not {sha256} as it should; {advice}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+            file.write(content)
+        Path(file.name).replace(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror}); {advice}") from error
     return target

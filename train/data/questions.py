@@ -31,7 +31,8 @@ def read(path: Path | None) -> list[tuple[str, str]]:
             question, answer = entry["question"], entry["answer"]
             if not isinstance(question, str) or not isinstance(answer, str):
                 raise TypeError("both have to be strings")
-        except (ValueError, KeyError, TypeError) as error:
+            (question + answer).encode("utf-8")  # half a surrogate pair cannot be
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f'--data.path {path}: line {number} is not {{"question": "...", "answer": "..."}} ({error})'
             ) from error
