@@ -86,9 +86,8 @@ class Trainer:
     """What stays the same through a run, and its state."""
 
     def __init__(self, config: Config, dataset: Dataset, mesh, directory: Path, interrupts: Interrupts):
-        self.config, self.dataset, self.mesh, self.directory, self.interrupts = (
-            config, dataset, mesh, directory, interrupts,
-        )  # fmt: skip
+        self.config, self.dataset, self.mesh = config, dataset, mesh
+        self.directory, self.interrupts = directory, interrupts
         model_rng, state_rng, self.sample_rng = jax.random.split(jax.random.key(config.seed), 3)
         optimizer = build_optimizer(config.optimizer, config.steps)
         self.rates = jax.device_get(jax.vmap(learning_rate(config.optimizer, config.steps))(jnp.arange(config.steps)))

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import fcntl
+import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -119,7 +121,7 @@ def load(directory: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
       InputError: no run is there, its files cannot be read, or it has saved no model yet.
     """
     config, tokenizer = _read(directory)
-    with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
+    with checkpoint.Checkpoints(directory / "checkpoints", partial(print, file=sys.stderr)) as checkpoints:
         found = checkpoints.newest()
     if found is None:
         raise InputError(f"{directory}: no checkpoint here; the run stopped before its first save")
