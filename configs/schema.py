@@ -139,7 +139,7 @@ class Mesh:
     coordinator: str | None = None
     """HOST:PORT of process 0, where a run has several processes."""
     processes: int = 1
-    """Processes of the run."""
+    """Processes of the run, which share a file system; a signal ends it at its next checkpoint."""
     process: int = 0
     """Which of them this is, from 0."""
 

@@ -79,6 +79,7 @@ def test_a_directory_that_cannot_be_made_is_refused():
         main(["text", *TINY])
 
 
+@pytest.mark.slow
 def test_a_step_too_large_for_the_memory_is_refused_before_it_runs():
     sizes = "--model.num-layers 1 --model.embed-dim 128 --model.context-length 64 --data.batch-size 2000000 --quiet"
     with pytest.raises(
