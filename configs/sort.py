@@ -2,11 +2,17 @@
 
     python -m train sort
 
-Hardware: 2 CPU cores. Time: 75 seconds. Result: 99.5 % of 1024 new questions right.
+Hardware: 2 CPU cores. Time: 2 minutes. Result: 100 % of 1024 new questions right.
 """
 
 import dataclasses
 
 from configs.copy import copy
 
-sort = dataclasses.replace(copy, name="sort", steps=4000, data=dataclasses.replace(copy.data, source="sort"))
+sort = dataclasses.replace(
+    copy,
+    name="sort",
+    steps=3000,
+    data=dataclasses.replace(copy.data, source="sort"),
+    optimizer=dataclasses.replace(copy.optimizer, method="muon"),
+)
