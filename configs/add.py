@@ -2,14 +2,14 @@
 
     python -m train add
 
-Hardware: 2 CPU cores. Time: 4 minutes. Result: 99 % of 1024 new questions right.
+Hardware: 2 CPU cores. Time: 5 minutes. Result: 99.4 % of 1024 new questions right.
 """
 
 from configs.schema import Config, Data, Model, Optimizer
 
 add = Config(
     name="add",
-    steps=4000,
+    steps=5000,
     eval_every=500,
     data=Data(source="add", task_length=3, batch_size=128),
     model=Model(num_layers=2, num_heads=4, embed_dim=128, context_length=12),
