@@ -7,7 +7,7 @@ import tyro
 
 from configs import PRESETS, schema
 from configs.schema import Config
-from train.errors import InputError, StoppedError
+from train.errors import InputError, exit_status
 
 
 def main(arguments: list[str]) -> int:
@@ -39,8 +39,4 @@ def saved_config(name: str) -> Config | None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (InputError, StoppedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -133,7 +133,7 @@ class Checkpoints:
 
 def flat(state: Any) -> dict[str, np.ndarray]:
     """The arrays of a tree by their paths, random keys as their data."""
-    return dict(zip(names(state), map(_plain, jax.tree.leaves(state)), strict=True))
+    return {name: np.asarray(_data(leaf)) for name, leaf in zip(names(state), jax.tree.leaves(state), strict=True)}
 
 
 def names(tree: Any) -> list[str]:
@@ -152,7 +152,8 @@ def unflat(like: Any, arrays: dict[str, np.ndarray], source: Path) -> Any:
     Raises:
       InputError: an array is missing, or has another shape or dtype than that of `like`.
     """
-    expected = flat(like)
+    leaves, tree = jax.tree.flatten(like)
+    expected = dict(zip(names(like), map(_data, leaves), strict=True))
     for name, wanted in expected.items():
         given = arrays.get(name)
         if given is None or given.shape != wanted.shape or given.dtype != wanted.dtype:
@@ -162,7 +163,6 @@ def unflat(like: Any, arrays: dict[str, np.ndarray], source: Path) -> Any:
                 f"{name} {wanted.dtype}{list(wanted.shape)}; saved is {saved}"
             )
 
-    leaves, tree = jax.tree.flatten(like)
     new = (jax.numpy.asarray(arrays[name]) for name in expected)
     return jax.tree.unflatten(
         tree, [jax.random.wrap_key_data(x) if _is_key(old) else x for x, old in zip(new, leaves, strict=True)]
@@ -191,10 +191,6 @@ def digest_files(directory: Path) -> str:
         sha.update(f"{path.relative_to(directory)} {path.stat().st_size}\n".encode())
         sha.update(path.read_bytes())
     return sha.hexdigest()
-
-
-def _plain(leaf) -> np.ndarray:
-    return np.asarray(_data(leaf))
 
 
 def _data(leaf):

@@ -1,5 +1,8 @@
 """Errors that are shown as one line."""
 
+import sys
+from collections.abc import Callable
+
 
 class InputError(Exception):
     """Says which file or field is wrong, and the fix. Exit status 2."""
@@ -7,3 +10,12 @@ class InputError(Exception):
 
 class StoppedError(Exception):
     """Why a run had to stop, what is kept, and what to try. Exit status 1."""
+
+
+def exit_status(run: Callable[[], int | None]) -> int:
+    """What a command's process ends with: what it returns, 0 for None, or the status of its error, once that is shown."""
+    try:
+        return run() or 0
+    except (InputError, StoppedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from train.errors import InputError
+from train.errors import exit_status
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,4 @@ def describe(found: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        print(report(tyro.cli(Evaluate, prog="python -m train.evaluate")))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(lambda: print(report(tyro.cli(Evaluate, prog="python -m train.evaluate")))))

@@ -99,7 +99,6 @@ class Trainer:
         if mesh is not None:
             self.plain = nnx.graphdef(build_model(config.model, vocab_size, model_rng))
         self.samples = directory / "samples.txt"
-        self.profiling = False
         self.step_fn = partial(
             train_step, graphdef=self.graphdef, optimizer=optimizer, dtype=config.model.dtype,
             accumulate=config.data.accumulate, label_smoothing=config.loss.label_smoothing,
@@ -180,7 +179,7 @@ class Trainer:
 
     def train(self, done: int, metrics: Metrics, checkpoints: Checkpoints) -> int:
         """The loop. The host waits for the device only where it evaluates or saves, and for the step before."""
-        config, unfetched = self.config, None
+        config, unfetched, profiling = self.config, None, False
         batch = self.batch(done + 1)
         compiled, needed = self.compile(batch)
         metrics.say(f"a step needs {needed / 2**20:,.0f} MiB of memory" + ("" if self.mesh is None else " a device"))
@@ -190,7 +189,7 @@ class Trainer:
         for step in range(done + 1, config.steps + 1):
             if config.profile and step == done + PROFILED and step + PROFILED <= config.steps:
                 jax.profiler.start_trace(self.directory / "profile")
-                self.profiling = True
+                profiling = True
             with jax.transfer_guard("disallow"):
                 self.state, outcome = compiled(self.state, batch)
                 if step < config.steps:
@@ -198,11 +197,13 @@ class Trainer:
                 if unfetched:
                     self.record(step - 1, unfetched, metrics)
             unfetched = outcome
-            if self.profiling and step == done + 2 * PROFILED:
-                self.stop_profile()
             last = step == config.steps
             evaluate, save = step % config.eval_every == 0 or last, step % config.checkpoint_every == 0 or last
             stopped = self.stopped(save)
+            if profiling and (stopped or step == done + 2 * PROFILED):
+                jax.block_until_ready(outcome)
+                jax.profiler.stop_trace()
+                profiling = False
             if evaluate or save or stopped:
                 self.record(step, unfetched, metrics)
                 unfetched = None
@@ -211,19 +212,12 @@ class Trainer:
             if save or stopped:
                 self.save(step, metrics, checkpoints)
             if stopped and not last:
-                if self.profiling:
-                    self.stop_profile()
                 metrics.say(f"stopped after step {step}, which is saved; --resume goes on")
                 return 128 + stopped
         return 0
 
     def batch(self, step: int):
         return sharding.place_batch(self.dataset.batch(step), self.mesh)
-
-    def stop_profile(self) -> None:
-        jax.block_until_ready(self.state)
-        jax.profiler.stop_trace()
-        self.profiling = False
 
     def save(self, step: int, metrics: Metrics, checkpoints: Checkpoints) -> None:
         """Have the state on disk, and all records and samples that belong to it."""

@@ -15,13 +15,13 @@ def learning_rate(config: Optimizer, steps: int) -> optax.Schedule:
     warmup = min(config.warmup_steps, steps // 10)
     decay = min(round(config.decay_fraction * steps), steps - warmup)
     after = {
-        "cosine": lambda: [(optax.cosine_decay_schedule(top, max(steps - warmup, 1), config.final_fraction), warmup)],
-        "constant": lambda: [(optax.constant_schedule(top), warmup)],
-        "wsd": lambda: [
+        "cosine": [(optax.cosine_decay_schedule(top, max(steps - warmup, 1), config.final_fraction), warmup)],
+        "constant": [(optax.constant_schedule(top), warmup)],
+        "wsd": [
             (optax.constant_schedule(top), warmup),
             (optax.linear_schedule(top, last, decay), steps - decay),
         ],
-    }[config.schedule]()
+    }[config.schedule]
     schedules, boundaries = zip(*after, strict=True)
     return optax.join_schedules([optax.linear_schedule(0.0, top, warmup), *schedules], boundaries)
 

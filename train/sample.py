@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from train.errors import InputError
+from train.errors import InputError, exit_status
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,4 @@ def write(options: Sample) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        print(write(tyro.cli(Sample, prog="python -m train.sample")))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(lambda: print(write(tyro.cli(Sample, prog="python -m train.sample")))))

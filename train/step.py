@@ -25,6 +25,10 @@ class Batch(NamedTuple):
     counted: jax.Array | None = None
     """bool `[B, T]`: which predictions count. Default: all."""
 
+    def counts(self) -> jax.Array:
+        """`counted`, made out where it is the default."""
+        return jnp.ones(self.tokens[:, 1:].shape, bool) if self.counted is None else self.counted
+
 
 class TrainState(NamedTuple):
     """All that changes while training."""
@@ -90,7 +94,7 @@ def train_step(
       z_loss: factor on the squared log of the softmax's denominator.
       ema_decay: how slowly `state.average`, if there is one, forgets.
     """
-    counted = jnp.ones(batch.tokens[:, 1:].shape, bool) if batch.counted is None else batch.counted
+    counted = batch.counts()
     count = jnp.maximum(counted.sum(), 1)
 
     def loss_of(params, tokens, counted, rng):
@@ -145,7 +149,7 @@ def eval_step(params: dict[str, Any], batch: Batch, *, graphdef: nnx.GraphDef, d
     """Without dropout: the sum of the losses that count, how many there are, and how many sequences had every counted
     token as their likeliest prediction, which is to say that greedy decoding would write the same."""
     losses, logits = next_token_losses(merge(graphdef, params, dtype), batch.tokens)
-    counted = jnp.ones(losses.shape, bool) if batch.counted is None else batch.counted
+    counted = batch.counts()
     right = jnp.all((jnp.argmax(logits, axis=-1) == batch.tokens[:, 1:]) | ~counted, axis=-1)
     return jnp.sum(losses, where=counted), counted.sum(), right.sum()
 
