@@ -62,7 +62,7 @@ def blockwise_attention(
             axes.append(letters)
     rule = AttentionRule(
         mask=jax.tree.structure(mask),
-        score=None if score is None else jax.tree.structure(score),
+        score=jax.tree.structure(score),
         masks=len(jax.tree.leaves(mask)),
         scores=len(jax.tree.leaves(score)),
         rate=rate,

@@ -25,7 +25,10 @@ from attention_jax.operation import vary_like
 @dataclass(frozen=True)
 class AttentionRule:
     """One head's block of attention. The operands are the arrays of the mask and of the score, dropout's seed if it
-    acts, query (scaled), key and value; for `term`, then the log-sum-exp."""
+    acts, query (scaled), key and value; for `term`, then the log-sum-exp.
+
+    `mask` and `score` are tree structures, that of None where there is none: compared with None itself, one raises.
+    """
 
     mask: Any
     score: Any
@@ -35,6 +38,10 @@ class AttentionRule:
     keys: int
     padded: bool  # whether there are more columns than keys
     precision: Any
+
+    @property
+    def scoreless(self) -> bool:
+        return self.score == jax.tree.structure(None)
 
     def unpack(self, operands):
         """(mask, score's arrays, seed, the rest)."""
@@ -66,7 +73,7 @@ class AttentionRule:
         return real if mask is None else real & mask.at(block.rows, block.columns)
 
     def scored(self, block, logits, arrays):
-        if self.score is None:
+        if self.scoreless:
             return logits
         score = jax.tree.unflatten(self.score, arrays)
         finite = jnp.where(jnp.isfinite(logits), logits, 0)  # a score of -inf hides what overflows, too
@@ -108,7 +115,7 @@ class AttentionRule:
         d_weights = 0 if d_output is None else self.dropped_transposed(block, self.product(value, d_output.T), seed)
         d_weights = d_weights if d_total is None else d_weights + d_total[None, :]
         d_logits = weights * d_weights
-        if masked or self.score is not None:  # a hidden weight is 0, but what it is multiplied with may have overflowed
+        if masked or not self.scoreless:  # a hidden weight is 0, but what it is multiplied with may have overflowed
             d_logits = jnp.where(logits == -jnp.inf, 0, d_logits)
         d_logits, d_score = back_through_score(d_logits)
 
@@ -170,7 +177,7 @@ class Softmax(Sweep):
         logits = rule.scored(block, products, score)
         finite = jnp.isfinite(products) & jnp.all(jnp.isfinite(value), axis=-1)[None, :]
         # what is seen and is not finite makes its row NaN; what a score hides is not seen
-        logits = jnp.where(finite if rule.score is None else finite | (logits == -jnp.inf), logits, jnp.nan)
+        logits = jnp.where(finite if rule.scoreless else finite | (logits == -jnp.inf), logits, jnp.nan)
         if masked:
             logits = jnp.where(rule.visible(block, mask), logits, -jnp.inf)
         value = jnp.where(jnp.isfinite(value), value, 0)

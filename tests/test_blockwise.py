@@ -345,6 +345,22 @@ def test_two_runs_are_equal_bit_for_bit(arrays):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
+def test_any_two_calls_can_be_told_apart(arrays):
+    """A jit cache compares what it is asked for with what it holds, and an error there would be the caller's."""
+    query, key, value, *_ = arrays
+    gain = query.sum()
+    functions = lambda logit, head, t, s: logit - s, lambda logit, head, t, s: logit * gain
+    operations = []
+    for mask in (None, aj.causal(offset=4), aj.key_lengths([3, 5]), aj.mask_from_function(lambda t, s: t > s)):
+        for score in (None, scores.soft_cap(5.0), *functions):
+            for rate in (0.0, 0.5):
+                options = {"mask": mask, "score": score, "dropout_rate": rate, "dropout_rng": jax.random.key(0)}
+                traced = jax.make_jaxpr(partial(aj.attention, **options))(query, key, value)
+                operations += [x.params["operation"] for x in traced.jaxpr.eqns if "operation" in x.params]
+    assert len(operations) == 32
+    assert [[one == other for one in operations] for other in operations] == np.eye(32, dtype=bool).tolist()
+
+
 @pytest.mark.slow
 def test_narrow_windows_have_small_blocks():
     x = jnp.zeros((4096, 1, 4))

@@ -13,7 +13,7 @@ class StoppedError(Exception):
 
 
 def exit_status(run: Callable[[], int | None]) -> int:
-    """What a command's process ends with: what it returns, 0 for None, or the status of its error, once that is shown."""
+    """What a command ends with: the status it returns, 0 for None, or that of its error, once that is shown."""
     try:
         return run() or 0
     except (InputError, StoppedError) as error:
