@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.interleave import medians
 from configs import shakespeare
 from train.data.text import batch
+from train.memory import keep_freed_memory
 from train.model import build_model
 from train.optimizer import build_optimizer
 from train.step import Batch, create_state, train_step
@@ -142,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30, help="times that each contender is timed")
     rounds = parser.parse_args().rounds
+    keep_freed_memory()
     contenders = {"attention_jax": ours()}
     if torch is not None:
         contenders["torch, eager"] = theirs(compiled=False)

@@ -21,8 +21,9 @@ from train.data import Dataset, open_dataset
 from train.errors import InputError, StoppedError
 from train.evaluate import describe, evaluate
 from train.interrupts import Interrupts
+from train.memory import check_memory, keep_freed_memory, out_of_memory, step_memory
 from train.metrics import Metrics, Speed
-from train.model import build_model, check_memory, flops_per_token, out_of_memory, peak_flops, step_memory
+from train.model import build_model, flops_per_token, peak_flops
 from train.optimizer import build_optimizer, learning_rate
 from train.step import create_state, train_step
 
@@ -40,6 +41,7 @@ def run(config: Config) -> int:
       InputError: what cannot be done as asked; nothing has been trained or lost by then.
       StoppedError: too many steps in a row had to be skipped, or the disk is full.
     """
+    keep_freed_memory()
     sharding.connect(config.mesh)
     mesh = sharding.build_mesh(config)
     tokenizer = None

@@ -1,6 +1,5 @@
-"""The model that a configuration describes, and what a step of it costs."""
+"""The model that a configuration describes, and how many operations it takes."""
 
-import os
 from functools import partial
 
 import jax
@@ -9,7 +8,6 @@ from flax import nnx
 from attention_jax import attention
 from attention_jax.modules import MultiHeadAttention, TransformerBlock, TransformerLM
 from configs import schema
-from train.errors import InputError
 
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -49,32 +47,3 @@ def peak_flops(device) -> float | None:
     """Operations a second that a device could do at most; None if it is not known."""
     known = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
     return PEAK_FLOPS[max(known, key=len)] if known else None
-
-
-def step_memory(compiled) -> int:
-    """Bytes on each device that a compiled step needs: state, batch, and all between."""
-    memory = compiled.memory_analysis()
-    sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
-    return sum(sizes) - memory.alias_size_in_bytes
-
-
-def check_memory(needed: int, device) -> None:
-    """Refuse a step that the device has too little memory for.
-
-    Raises:
-      InputError: it names what makes a step smaller.
-    """
-    if device.platform == "cpu":
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    else:
-        there = (device.memory_stats() or {}).get("bytes_limit", needed)
-    if needed > there:
-        raise out_of_memory(f"a step needs {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}")
-
-
-def out_of_memory(what: str) -> InputError:
-    """The error that says what makes a step smaller."""
-    return InputError(
-        f"{what}: raise --data.accumulate or lower --data.batch-size, give --model.remat, lower "
-        "--model.context-length or the model's sizes, or spread it by --mesh.data N --mesh.fsdp"
-    )
