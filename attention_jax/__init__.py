@@ -22,7 +22,6 @@ from attention_jax.dot_product import scaled_dot_product_attention as scaled_dot
 from attention_jax.dot_product import split_heads as split_heads
 from attention_jax.masks import Mask as Mask
 from attention_jax.masks import causal as causal
-from attention_jax.masks import causal_from as causal_from
 from attention_jax.masks import key_lengths as key_lengths
 from attention_jax.masks import mask_from_array as mask_from_array
 from attention_jax.masks import mask_from_function as mask_from_function

@@ -1,13 +1,12 @@
 """The keys and values of what has been read so far, so that the next token costs one row of attention."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attention_jax.mask_tree import Mask, static_int
-from attention_jax.masks import causal_from
+from attention_jax.mask_tree import Mask, as_mask, static_int
 
 
 @jax.tree_util.register_dataclass
@@ -15,17 +14,21 @@ from attention_jax.masks import causal_from
 class KVCache:
     """Keys and values of the tokens so far, in arrays of a fixed size; appending makes a new cache.
 
+    A ring keeps the last `capacity` tokens only, which is all that a sliding window sees.
+
     Args:
       key: `[*B, capacity, K, H]`.
       value: `[*B, capacity, K, Hv]`.
-      length: integers `[*B]`, how many tokens each example holds.
+      length: integers `[*B]`, how many tokens each example has been given; below 0 while that many more of them are
+        padding, which nothing sees.
+      ring: whether the latest tokens take the place of the oldest; otherwise there has to be room.
 
-    >>> from attention_jax import attention
+    >>> from attention_jax import attention, causal
     >>> cache = KVCache.empty(10, 2, 4, batch=(3,))
     >>> for T in (5, 1, 1):  # a prefill, and two tokens
     ...     query, key, value = jnp.ones((3, T, 4, 4)), jnp.ones((3, T, 2, 4)), jnp.ones((3, T, 2, 4))
     ...     cache = cache.append(key, value)
-    ...     output = attention(query, cache.key, cache.value, mask=cache.mask(T))
+    ...     output = attention(query, cache.key, cache.value, mask=causal(), positions=cache.positions(T))
     >>> output.shape, cache.length.tolist()
     ((3, 1, 4, 4), [7, 7, 7])
     """
@@ -33,17 +36,23 @@ class KVCache:
     key: jax.Array
     value: jax.Array
     length: jax.Array
+    ring: bool = field(default=False, metadata={"static": True})
 
     @classmethod
     def empty(
-        cls, capacity: int, num_kv_heads: int, head_dim: int, *, value_dim: int | None = None, batch=(), dtype=None
-    ):
-        """A cache with room for `capacity` tokens of K heads of H (and Hv) channels; float32 if no dtype is given."""
+        cls, capacity: int, num_kv_heads: int, head_dim: int, *, value_dim: int | None = None, batch=(), padding=0,
+        dtype=None, ring: bool = False,
+    ):  # fmt: skip
+        """A cache with room for `capacity` tokens of K heads of H (and Hv) channels; float32 if no dtype is given.
+
+        Args:
+          padding: integers `[*B]`, how many of the first tokens of each example are padding: they take no room.
+        """
         capacity = static_int("capacity", capacity, minimum=1)
         shape = *batch, capacity, num_kv_heads
         key = jnp.zeros((*shape, head_dim), dtype)
         value = jnp.zeros((*shape, head_dim if value_dim is None else value_dim), dtype)
-        return cls(key, value, jnp.zeros(batch, jnp.int32))
+        return cls(key, value, jnp.broadcast_to(-jnp.asarray(padding, jnp.int32), batch), ring)
 
     @property
     def capacity(self) -> int:
@@ -57,8 +66,9 @@ class KVCache:
           value: `[*B, T, K, Hv]`, likewise.
 
         Raises:
-          ValueError: shapes or dtypes other than the cache's, or tokens beyond the capacity. Where the length is
-            traced and cannot be compared, all keys and values of an example that has too many become NaN.
+          ValueError: shapes or dtypes other than the cache's, or tokens beyond the capacity (of a ring: more at once
+            than it holds). Where the length is traced and cannot be compared, the new keys and values of an example
+            that has too many are NaN.
         """
         T = key.shape[-3] if key.ndim == self.key.ndim else 0
         for name, new, old in (("key", key, self.key), ("value", value, self.value)):
@@ -69,20 +79,74 @@ class KVCache:
                     f"[*B, T, K, .] = {[*old.shape[:-3], 'T', *old.shape[-2:]]} in the same dtype"
                 )
         length = self.length + T
-        traced = isinstance(length, jax.core.Tracer)
-        if self.capacity < T or (not traced and (length > self.capacity).any()):
-            held = "" if traced else f" on the {int(self.length.max())} it holds"
+        known = not isinstance(length, jax.core.Tracer)
+        if self.capacity < T or (known and not self.ring and (length > self.capacity).any()):
+            held = f" on the {int(self.length.max())} it holds" if known else ""
             raise ValueError(f"{T} more tokens{held} do not fit in a capacity of {self.capacity}: make a larger cache")
-        spoilt = length > self.capacity
+        write = self._turn if self.ring else self._extend
+        return KVCache(write(self.key, key), write(self.value, value), length, self.ring)
 
-        def write(old, new, first, spoilt):
-            return jnp.where(spoilt, jnp.nan, lax.dynamic_update_slice(old, new, (first, 0, 0)))
+    def positions(self, T: int) -> tuple[jax.Array, jax.Array]:
+        """Where the last T tokens stand, `[*B, T]`, and the keys, `[*B, capacity]`; below 0 where there is none."""
+        length, slots = self.length[..., None], counted(0 * self.length, self.capacity)
+        if self.ring:
+            keys = length - 1 - (length - 1 - slots) % self.capacity
+        else:
+            keys = jnp.where(slots < length, slots + jnp.maximum(length - self.capacity, 0), -1)
+        return counted(self.length - T, T), keys
 
-        for _ in self.length.shape:
-            write = jax.vmap(write)
-        keys, values = (write(old, new, self.length, spoilt) for old, new in ((self.key, key), (self.value, value)))
-        return KVCache(keys, values, length)
+    def check_mask(self, mask: Mask | None, T: int) -> None:
+        """Raise `ValueError` if the last of T new tokens overwrite what `mask` lets the first of them see."""
+        if not self.ring:
+            return
+        before = look_back(mask)
+        if before is None or before + T > self.capacity:
+            asked = "which sees all that was read" if before is None else f"which asks for {before + T}"
+            raise ValueError(
+                f"a ring of {self.capacity} tokens holds too few for {T} at once under this mask, {asked}: append "
+                "fewer, make a larger ring, or give a mask whose rule is a sliding_window"
+            )
 
-    def mask(self, T: int) -> Mask:
-        """Which of the cache's keys the last T tokens see: those up to their own."""
-        return causal_from(self.length - T)
+    def _extend(self, old, new):
+        """`old` with `new` after each example's last token."""
+        T = new.shape[-3]
+        new = jnp.where((self.length + T > self.capacity)[..., None, None, None], jnp.nan, new).astype(old.dtype)
+        if T > 1:
+            first = jnp.minimum(self.length, self.capacity - T)
+            return _choose(old, new, counted(-first, self.capacity))
+        flat, rows, lengths = (
+            old.reshape(-1, *old.shape[-3:]),
+            new.reshape(-1, *new.shape[-3:]),
+            self.length.reshape(-1),
+        )
+
+        def write(b, flat):  # one after the other, which is done in place
+            row = lax.dynamic_slice_in_dim(rows, b, 1)
+            return lax.dynamic_update_slice(flat, row, (b, jnp.maximum(lengths[b], 0), 0, 0))
+
+        return lax.fori_loop(0, len(flat), write, flat).reshape(old.shape)
+
+    def _turn(self, old, new):
+        """`old` with `new` in the places of its oldest."""
+        T = new.shape[-3]
+        age = -counted(1 - T - self.length, self.capacity) % self.capacity  # 0 is the last token
+        return _choose(old, new, T - 1 - age)
+
+
+def counted(first, T: int) -> jax.Array:
+    """`[*B, T]`, the T integers from `first` `[*B]` on."""
+    return first[..., None] + jnp.arange(T).reshape((1,) * first.ndim + (T,))
+
+
+def look_back(mask: Mask | None) -> int | None:
+    """How many positions before its own a query sees at most; None if there is no end to it."""
+    far = 2**30
+    first, _ = (0, 0) if mask is None else as_mask(mask).columns_of((far, far), far + 1)
+    return far - first if isinstance(first, int) and first > 0 else None
+
+
+def _choose(old, new, index):
+    """`[*B, capacity, K, .]`, of `new` at `index` where it has so many, else of `old`."""
+    there = (index >= 0) & (index < new.shape[-3])
+    taken = jnp.take_along_axis(new, jnp.where(there, index, 0)[..., None, None], axis=-3)
+    return jnp.where(there[..., None, None], taken, old)

@@ -9,13 +9,15 @@ from attention_jax.blockwise import block_grid, block_sizes_for, blockwise_atten
 from attention_jax.checks import check_many_heads
 from attention_jax.dot_product import multi_head_attention_and_lse
 from attention_jax.mask_tree import as_mask
+from attention_jax.masks import prefix
+from attention_jax.scores import as_score
 
 IMPLEMENTATIONS = {"reference": multi_head_attention_and_lse, "blockwise": blockwise_attention}
 
 
 def attention(
-    query, key, value, *, mask=None, score=None, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None,
-    implementation: str | None = None,
+    query, key, value, *, mask=None, score=None, positions=None, scale=None, dropout_rate=0.0, dropout_rng=None,
+    precision=None, implementation: str | None = None,
 ) -> jax.Array:  # fmt: skip
     """Exact attention with any mask and any score, in memory that grows linearly with length.
 
@@ -28,6 +30,8 @@ def attention(
       value: `[*B, S, K, Hv]`, same dtype.
       mask: `Mask`, or bool `[T, S]` or `[*B, N or 1, T, S]`, True = may attend. Default: every query sees every key.
       score: a change to the logits: `attention_jax.scores`, or a function `(logit, head, t, s) -> logit`.
+      positions: where queries and keys stand for `mask` and `score`, integers `[*B, T]` and `[*B, S]`; a key at a
+        negative position is seen by none. Default: 0, 1, 2, ... both.
       scale: factor on query . key. Default: 1/sqrt(H).
       dropout_rate: probability, in [0, 1), that a weight is dropped, independently in each head and batch element.
       dropout_rng: random key, wanted when `dropout_rate` is not 0.
@@ -50,16 +54,18 @@ def attention(
     (2, 300, 4, 8)
     """
     return attention_and_lse(
-        query, key, value, mask=mask, score=score, scale=scale, dropout_rate=dropout_rate, dropout_rng=dropout_rng,
-        precision=precision, implementation=implementation,
+        query, key, value, mask=mask, score=score, positions=positions, scale=scale, dropout_rate=dropout_rate,
+        dropout_rng=dropout_rng, precision=precision, implementation=implementation,
     )[0]  # fmt: skip
 
 
-def attention_and_lse(query, key, value, *, implementation: str | None = None, **options):
+def attention_and_lse(
+    query, key, value, *, mask=None, score=None, positions=None, implementation: str | None = None, **options
+):
     """`attention`, and the log-sum-exp of each query's logits.
 
     Args:
-      query, key, value, **options: as `attention`.
+      query, key, value, mask, score, positions, implementation, **options: as `attention`.
 
     Returns:
       output `[*B, T, N, Hv]`; log-sum-exp `[*B, N, T]` in float32 or better, differentiable, -inf for a query that sees
@@ -71,7 +77,16 @@ def attention_and_lse(query, key, value, *, implementation: str | None = None, *
     [[1.3860000371932983, 1.3860000371932983, 1.3860000371932983, 1.3860000371932983]]
     """
     name, _ = _choose(*check_many_heads(query, key, value), implementation)
-    return IMPLEMENTATIONS[name](query, key, value, **options)
+    mask, score = _placed(mask, score, positions)
+    return IMPLEMENTATIONS[name](query, key, value, mask=mask, score=score, **options)
+
+
+def _placed(mask, score, positions):
+    """Mask and score as rules on the positions that are given."""
+    if positions is None:
+        return mask, score
+    mask = ~prefix(0) if mask is None else as_mask(mask)
+    return mask.place(*positions), None if score is None else as_score(score).place(*positions)
 
 
 def _choose(query, key, value, implementation) -> tuple[str, str]:
@@ -120,11 +135,14 @@ class Explanation:
         )
 
 
-def explain(query, key, value, *, mask=None, implementation: str | None = None, **options) -> Explanation:
+def explain(
+    query, key, value, *, mask=None, score=None, positions=None, implementation: str | None = None, **options
+) -> Explanation:
     """What `attention` will run with these arguments, why, which blocks it skips, and how much memory it takes.
 
     Args:
-      query, key, value, mask, implementation, **options: as `attention`; of arrays only shapes and dtypes matter.
+      query, key, value, mask, score, positions, implementation, **options: as `attention`; of arrays only shapes and
+        dtypes matter.
 
     >>> import jax.numpy as jnp
     >>> from attention_jax import sliding_window
@@ -135,9 +153,10 @@ def explain(query, key, value, *, mask=None, implementation: str | None = None, 
     """
     query, key, value = check_many_heads(query, key, value)
     name, reason = _choose(query, key, value, implementation)
+    mask, score = _placed(mask, score, positions)
 
     def run(query, key, value, mask):
-        return attention(query, key, value, mask=mask, implementation=name, **options)
+        return attention(query, key, value, mask=mask, score=score, implementation=name, **options)
 
     memory = jax.jit(run).lower(query, key, value, mask).compile().memory_analysis()
     T, S = query.shape[-3], key.shape[-3]

@@ -129,25 +129,6 @@ class KeyLengths(Mask):
 
 
 @node
-class CausalFrom(Mask):
-    first: jax.Array
-
-    def at(self, rows, columns):
-        first = self.first if self.first.ndim == 0 else self.first[..., None, None, None]
-        distance = columns[None, :] - rows[:, None]
-        return distance.reshape((1,) * (first.ndim - 2) + distance.shape) <= first
-
-    def axes(self):
-        return ["*"]
-
-    def some_every(self, rows, columns):
-        return columns[0] - rows[1] <= self.first, columns[1] - rows[0] <= self.first
-
-    def __repr__(self):
-        return f"causal_from({brief(self.first)})"
-
-
-@node
 class Function(Mask):
     fn: Callable = static()
     captured: tuple[jax.Array, ...] = ()  # arrays that `fn` is called with first

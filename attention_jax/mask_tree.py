@@ -59,6 +59,19 @@ class Mask:
     def check(self, T: int, S: int) -> None:
         """Raise `ValueError` if this mask cannot belong to T queries and S keys."""
 
+    def place(self, query_positions, key_positions) -> "Mask":
+        """The same rule for queries and keys that stand elsewhere than at 0, 1, 2, ..., such as in a cache.
+
+        Args:
+          query_positions: integers `[T]` or `[*B, T]`; may be traced.
+          key_positions: integers `[S]` or `[*B, S]`; a key at a negative position is seen by no query.
+
+        >>> from attention_jax import causal
+        >>> causal().place([4, 5], [3, 4, 5, -1]).to_array(2, 4).astype(int).tolist()
+        [[1, 1, 0, 0], [1, 1, 1, 0]]
+        """
+        return Placed(self, *positions_alike(query_positions, key_positions))
+
     def to_array(self, T: int, S: int) -> jax.Array:
         """The whole mask as a bool array `[T, S]`, or `[*B, N or 1, T, S]` if it holds batched or per-head arrays.
 
@@ -275,6 +288,62 @@ class Not(Mask):
 
     def __repr__(self):
         return f"~({self.mask!r})" if self.mask._binding < self._binding else f"~{self.mask!r}"
+
+
+def positions_alike(query_positions, key_positions) -> list[jax.Array]:
+    """Both as integer arrays with the same batch dimensions."""
+    arrays = [jnp.asarray(query_positions), jnp.asarray(key_positions)]
+    if any(array.ndim == 0 or not jnp.issubdtype(array.dtype, jnp.integer) for array in arrays):
+        got = " and ".join(map(brief, arrays))
+        raise TypeError(f"positions are integers, of queries [*B, T] and of keys [*B, S]; got {got}")
+    batch = max((array.shape[:-1] for array in arrays), key=len)
+    return [jnp.broadcast_to(array, (*batch, array.shape[-1])) for array in arrays]
+
+
+@node
+class Placed(Mask):
+    mask: Mask
+    query_positions: jax.Array
+    key_positions: jax.Array
+
+    def at(self, rows, columns):
+        def at(mask, queries, keys):
+            return mask.at(queries, keys) & (keys >= 0)[None, :]
+
+        own = [0 if leaf.ndim else None for leaf in jax.tree.leaves(self.mask)]
+        own = [axis if letters == "*" else None for axis, letters in zip(own, self.mask.axes(), strict=True)]
+        batch_dims = self.query_positions.ndim - 1
+        for _ in range(batch_dims):
+            at = jax.vmap(at, (jax.tree.unflatten(jax.tree.structure(self.mask), own), 0, 0))
+        seen = at(self.mask, self.query_positions, self.key_positions)
+        return jnp.expand_dims(seen, -3) if batch_dims else seen
+
+    def axes(self):
+        return [*self.mask.axes(), "*t", "*s"]
+
+    def some_every(self, rows, columns):
+        rows, columns = ((x.min(), x.max()) for x in (self.query_positions, self.key_positions))
+        some, every = self.mask.some_every(rows, columns)
+        return some & (columns[1] >= 0), every & (columns[0] >= 0)
+
+    def check(self, T, S):
+        check_placed(repr(self.mask), self.mask.axes(), *self._sizes(), T, S)
+
+    def _sizes(self):
+        return self.query_positions.shape[-1], self.key_positions.shape[-1]
+
+    def __repr__(self):
+        return f"({self.mask!r}).place({brief(self.query_positions)}, {brief(self.key_positions)})"
+
+
+def check_placed(name: str, letters: list[str], queries: int, keys: int, T: int, S: int) -> None:
+    if any(set(axes) & set("ts") for axes in letters):
+        raise ValueError(
+            f"{name} holds arrays that go by the index of queries and keys, which have no place at other positions: "
+            "combine it with a placed mask, or give a rule on positions, such as mask_from_function"
+        )
+    if (queries, keys) != (T, S):
+        raise ValueError(f"{name} is placed at {queries} query and {keys} key positions, expected T = {T} and S = {S}")
 
 
 def static_int(name: str, value, minimum: int | None = None) -> int:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from attention_jax.mask_rules import Causal, CausalFrom, Function, KeyLengths, Prefix, Segments, Window
+from attention_jax.mask_rules import Causal, Function, KeyLengths, Prefix, Segments, Window
 from attention_jax.mask_tree import Mask, as_mask, static_int
 
 
@@ -37,18 +37,6 @@ def causal(*, offset: int | None = None) -> Mask:
     [[1, 1, 1, 0], [1, 1, 1, 1]]
     """
     return Causal(offset if offset is None else static_int("causal(offset=)", offset))
-
-
-def causal_from(first) -> Mask:
-    """`causal` where the queries' place is data: query t stands at key `first + t`, and sees keys up to its own.
-
-    Args:
-      first: integer scalar or array `[*B]`; may be traced. How many tokens a cache held before the queries' own.
-
-    >>> causal_from(jnp.array([0, 1])).to_array(2, 3).astype(int).tolist()
-    [[[[1, 0, 0], [1, 1, 0]]], [[[1, 1, 0], [1, 1, 1]]]]
-    """
-    return CausalFrom(_integers("causal_from(first)", first))
 
 
 def sliding_window(left: int, right: int, *, offset: int | None = None) -> Mask:

@@ -18,16 +18,16 @@ import numpy as np
 from attention_jax.mask_tree import static_int
 
 
-def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0) -> jax.Array:
+def sinusoidal_positions(positions, dim: int, *, base: float = 10000.0) -> jax.Array:
     """The fixed position embedding of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5).
 
     Args:
-      length: number of positions T.
+      positions: how many, T, from 0 on (static int); or integers `[*B, T]`, which may be traced.
       dim: channels D, even.
       base: ratio of the longest wavelength to the shortest.
 
     Returns:
-      float `[T, D]`: sines in the even channels, cosines in the odd ones.
+      float `[T, D]` or `[*B, T, D]`: sines in the even channels, cosines in the odd ones.
 
     Raises:
       ValueError: `dim` is odd.
@@ -36,9 +36,13 @@ def sinusoidal_positions(length: int, dim: int, *, base: float = 10000.0) -> jax
     [[0.    1.    0.    1.   ]
      [0.841 0.54  0.01  1.   ]]
     """
-    length = static_int("sinusoidal_positions(length=)", length, minimum=0)
-    angles = np.arange(length)[:, None] * _frequencies("sinusoidal_positions(dim=)", dim, base)[None, :]
-    return jnp.asarray(np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, dim), float)
+    xp = jnp
+    if jnp.ndim(positions) == 0:
+        xp, positions = np, np.arange(static_int("sinusoidal_positions(positions=)", positions, minimum=0))
+    frequencies = _frequencies("sinusoidal_positions(dim=)", dim, base)
+    angles = positions[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))
+    both = xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1)
+    return jnp.asarray(both.reshape(*positions.shape, dim), float)
 
 
 def learned_positions(table, length: int, *, offset: int = 0) -> jax.Array:

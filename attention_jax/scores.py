@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from attention_jax.checks import check_bias
 from attention_jax.mask_rules import check_offset
-from attention_jax.mask_tree import static_int
+from attention_jax.mask_tree import check_placed, positions_alike, static_int
 
 
 class Score:
@@ -37,6 +37,17 @@ class Score:
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `ValueError` if this score is not one for logits of `shape`, `[*B, N, T, S]`."""
+
+    def place(self, query_positions, key_positions) -> "Score":
+        """The same score for queries and keys that stand elsewhere; arguments as `Mask.place`.
+
+        >>> from attention_jax import alibi_slopes, attention
+        >>> query, key = jnp.ones((2, 4, 8)), jnp.ones((6, 4, 8))
+        >>> score = alibi(alibi_slopes(4)).place([4, 5], [0, 1, 2, 3, 4, 5])
+        >>> attention(query, key, key, score=score).shape
+        (2, 4, 8)
+        """
+        return PlacedScore(self, *positions_alike(query_positions, key_positions))
 
     def __rshift__(self, other) -> "Score":
         return Then(self, as_score(other))
@@ -315,3 +326,22 @@ class Then(Score):
     def check(self, shape):
         self.first.check(shape)
         self.second.check(shape)
+
+
+@_node
+class PlacedScore(Score):
+    score: Score
+    query_positions: jax.Array
+    key_positions: jax.Array
+
+    def apply(self, logits, head, rows, columns):
+        return self.score.apply(logits, head, self.query_positions, self.key_positions)
+
+    def axes(self):
+        return [*self.score.axes(), "*t", "*s"]
+
+    def check(self, shape):
+        T, S = shape[-2:]
+        sizes = self.query_positions.shape[-1], self.key_positions.shape[-1]
+        check_placed(type(self.score).__name__, self.score.axes(), *sizes, T, S)
+        self.score.check((*shape[:-2], S, S))  # where positions are given, T != S leaves no offset open

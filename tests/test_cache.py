@@ -1,13 +1,18 @@
 """Reading token by token through a cache is reading all at once, whatever the examples' lengths."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
 import suite
+from flax import nnx
 
 import attention_jax as aj
+from attention_jax.modules import MultiHeadAttention, SinusoidalPositions, TransformerBlock, TransformerLM
 
 T, N, K, H, Hv = 9, 4, 2, 8, 5
 
@@ -26,8 +31,8 @@ def test_in_chunks(implementation, chunks, arrays):
     @jax.jit
     def step(cache, query, key, value):
         cache = cache.append(key, value)
-        mask = cache.mask(query.shape[1])
-        return cache, aj.attention(query, cache.key, cache.value, mask=mask, implementation=implementation)
+        options = {"mask": aj.causal(), "positions": cache.positions(query.shape[1]), "implementation": implementation}
+        return cache, aj.attention(query, cache.key, cache.value, **options)
 
     for T_ in chunks:
         cache, output = step(cache, *(x[:, first : first + T_] for x in arrays))
@@ -54,7 +59,7 @@ def test_examples_of_different_lengths(arrays):
 
     def attend(query, key, value):
         longer = cache.append(key, value)
-        return aj.attention(query, longer.key, longer.value, mask=longer.mask(3))
+        return aj.attention(query, longer.key, longer.value, mask=aj.causal(), positions=longer.positions(3))
 
     output = attend(*new)
     truth = reference.attention(query, key, value, np.tri(T, dtype=bool))
@@ -73,8 +78,10 @@ def test_appending_changes_nothing_that_was_there(arrays):
     np.testing.assert_array_equal(after.value[:, :6], value[:, :6])
 
 
-def test_overrun_is_nan_where_the_length_is_traced(arrays):
-    """Of the example that overruns, and of no other."""
+@pytest.mark.parametrize("beyond", [0, 7])
+@pytest.mark.parametrize("mask", [aj.causal(), aj.sliding_window(1, 0)])
+def test_overrun_is_nan_where_the_length_is_traced(mask, beyond, arrays):
+    """Of the example that overruns, and of no other, however far it does."""
     query, key, value = arrays
     cache = aj.KVCache(
         jnp.zeros((2, 5, K, H)), jnp.zeros((2, 5, K, Hv)), jnp.array([2, 3])
@@ -83,9 +90,9 @@ def test_overrun_is_nan_where_the_length_is_traced(arrays):
     @jax.jit
     def step(cache):
         cache = cache.append(key[:, :2], value[:, :2])
-        return aj.attention(query[:, :2], cache.key, cache.value, mask=cache.mask(2))
+        return aj.attention(query[:, :2], cache.key, cache.value, mask=mask, positions=cache.positions(2))
 
-    output = step(cache)
+    output = step(replace(cache, length=cache.length + jnp.array([0, beyond])))
     assert np.isfinite(output[0]).all() and np.isnan(output[1]).all()
     with pytest.raises(ValueError, match="2 more tokens on the 4 it holds do not fit in a capacity of 5"):
         cache.append(key[:, :2], value[:, :2])
@@ -105,20 +112,143 @@ def test_a_step_is_compiled_once(arrays):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("first", [np.array([0, 3]), np.array(2)])
-def test_causal_from_is_causal_with_offsets(first):
-    mask = aj.causal_from(jnp.asarray(first))
-    whole = np.asarray(mask.to_array(3, 6))
-    for index, offset in np.ndenumerate(first):
-        part = whole[index][0] if first.ndim else whole
-        np.testing.assert_array_equal(part, aj.causal(offset=int(offset)).to_array(3, 6))
+RULES = {
+    "causal": aj.causal(),
+    "window": aj.sliding_window(3, 1),
+    "prefix": aj.causal() | aj.prefix(4),
+    "hidden": ~aj.key_lengths(np.array([1, 3])) & aj.causal(),
+    "function": aj.mask_from_function(lambda t, s: (t * s) % 3 != 1),
+}
 
 
-def test_causal_from_skips_blocks_at_run_time():
-    """What it says of blocks is what the blocks hold."""
-    mask = aj.causal_from(jnp.array(5))
-    whole = np.asarray(mask.to_array(8, 16))
-    for r, c in np.ndindex(4, 8):
-        block = whole[2 * r : 2 * r + 2, 2 * c : 2 * c + 2]
-        some, every = mask.some_every((2 * r, 2 * r + 1), (2 * c, 2 * c + 1))
-        assert bool(some) == block.any() and bool(every) == block.all()
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_a_mask_and_a_score_at_other_positions(implementation, rule, arrays):
+    """Are those of the whole, at these rows and columns; and a key at a negative position is not there."""
+    query, key, value = arrays
+    generator = np.random.default_rng(5)
+    rows, columns = generator.integers(0, 12, (2, T)), generator.integers(-1, 12, (2, T))
+    columns[:, 0] = 0
+    whole = np.broadcast_to(RULES[rule].to_array(12, 12), (2, 1, 12, 12))
+    truth = np.stack([whole[b, 0][rows[b]][:, columns[b]] & (columns[b] >= 0) for b in (0, 1)])[:, None]
+    np.testing.assert_array_equal(RULES[rule].place(rows, columns).to_array(T, T), truth)
+
+    slopes = np.array([0.5, 0.1, 0.7, 0.2])
+    bias = -slopes[:, None, None] * np.abs(rows[:, None, :, None] - columns[:, None, None, :])
+    options = {"mask": RULES[rule], "score": aj.alibi(slopes), "positions": (rows, columns)}
+    output = jax.jit(lambda *x: aj.attention(*x, **options, implementation=implementation))(query, key, value)
+    expected = reference.attention(query, key, value, truth, bias=bias)
+    assert suite.error(output, expected) <= suite.TOLERANCES["float32"]
+    assert "place" in str(RULES[rule].place(rows, columns))
+
+
+def test_what_a_placed_mask_says_of_blocks_holds():
+    generator = np.random.default_rng(6)
+    for mask in (aj.causal(), aj.sliding_window(2, 1), ~aj.causal(), aj.prefix(3)):
+        for _ in range(20):
+            placed = mask.place(generator.integers(0, 9, 2), generator.integers(-1, 9, 3))
+            some, every = placed.some_every((0, 1), (0, 2))
+            seen = placed.to_array(2, 3)
+            assert some or not seen.any()
+            assert seen.all() or not every
+
+
+@pytest.mark.parametrize("chunks", [[3, 3, 3], [1] * 9, [2, 1, 3, 3]])
+def test_a_ring_holds_what_a_window_sees(chunks, arrays):
+    query, key, value = arrays
+    cache, outputs, first = aj.KVCache.empty(5, K, H, value_dim=Hv, batch=(2,), ring=True), [], 0
+    mask = aj.causal() & aj.sliding_window(2, 0)
+    for T_ in chunks:
+        now = slice(first, first + T_)
+        cache.check_mask(mask, T_)
+        cache = cache.append(key[:, now], value[:, now])
+        outputs.append(aj.attention(query[:, now], cache.key, cache.value, mask=mask, positions=cache.positions(T_)))
+        first += T_
+    truth = reference.attention(query, key, value, np.tri(T, dtype=bool) & ~np.tri(T, k=-3, dtype=bool))
+    assert suite.error(jnp.concatenate(outputs, axis=1), truth) <= suite.TOLERANCES["float32"]
+
+
+def rotary(**options):
+    return partial(
+        MultiHeadAttention, rotary=partial(aj.rotary_embedding, frequencies=aj.rotary_frequencies(8)), **options
+    )
+
+
+def block(attention):
+    return {"positions": None, "block": partial(TransformerBlock, attention=attention)}
+
+
+SCHEMES = {
+    "learned": {},
+    "sinusoidal": {"positions": SinusoidalPositions},
+    "rotary": block(rotary(num_kv_heads=2)),
+    "alibi": block(
+        partial(
+            MultiHeadAttention, num_kv_heads=1, attention_fn=partial(aj.attention, score=aj.alibi(aj.alibi_slopes(4)))
+        )
+    ),
+    "scan, fused": {"scan": True, **block(rotary(fused=True))},
+}
+MASKS = {"causal": None, "window": aj.sliding_window(3, 0), "prefix": aj.sliding_window(2, 0) | aj.prefix(2)}
+PADDING = np.array([0, 3])
+
+
+def language_model(scheme):
+    model = TransformerLM(13, 12, 32, 4, 2, rngs=nnx.Rngs(0), **SCHEMES[scheme])
+    model.tokens.embedding[...] = jax.random.normal(jax.random.key(8), (13, 32))  # so that tokens are far apart
+    return model
+
+
+@pytest.mark.parametrize("chunks", [[4, 1, 1, 3, 1, 1], pytest.param([1] * 11, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("scheme, mask", [
+    pytest.param(scheme, mask, marks=() if (scheme, mask) in (("learned", "prefix"), ("rotary", "window")) else pytest.mark.slow)
+    for scheme in SCHEMES for mask in MASKS
+])  # fmt: skip
+def test_reading_on_is_the_full_forward_pass(scheme, mask, chunks):
+    """Padding is told to the cache, or to mask and positions by who calls; a window needs but a ring."""
+    model, tokens = language_model(scheme), np.random.default_rng(0).integers(0, 13, (2, 11))
+    rule = MASKS[mask]
+    alone = [model(tokens[b, PADDING[b] :], mask=rule) for b in (0, 1)]
+    hidden = ~aj.key_lengths(PADDING) if rule is None else rule & ~aj.key_lengths(PADDING)
+    embedded = None if scheme == "alibi" else np.maximum(np.arange(11) - PADDING[:, None], 0)
+
+    def read(cache, mask, positions):
+        step, logits, first = jax.jit(lambda *x: model(x[0], positions=x[1], cache=x[2], mask=mask)), [], 0
+        for T_ in chunks:
+            now = slice(first, first + T_)
+            part, cache = step(tokens[:, now], None if positions is None else positions[:, now], cache)
+            logits.append(part)
+            first += T_
+        return jnp.concatenate(logits, axis=1)
+
+    ways = [
+        read(model.empty_cache(11, batch=(2,), padding=PADDING), rule, None),
+        model(tokens, mask=hidden, positions=embedded),
+    ]
+    if mask != "prefix":  # which goes by positions that padding has moved
+        ways.append(read(model.empty_cache(12, batch=(2,)), hidden, embedded))
+    else:
+        ways.pop()
+    if mask == "window":
+        ways.append(read(model.empty_cache(3 + max(chunks), batch=(2,), padding=PADDING, ring=True), rule, None))
+    for logits in ways:
+        for b in (0, 1):
+            assert suite.error(logits[b, PADDING[b] :], alone[b]) <= 3e-6
+
+
+def test_beyond_the_position_table_is_nan_where_the_length_is_traced():
+    model = language_model("learned")
+    cache = model.empty_cache(20)
+    _, cache = model(np.zeros(12, int), cache=cache)
+    with pytest.raises(ValueError, match="do not fit the position table of 12 rows"):
+        model(np.zeros(1, int), cache=cache)
+    logits, _ = jax.jit(lambda cache: model(np.zeros(1, int), cache=cache))(cache)
+    assert np.isnan(logits).all()
+
+
+def test_a_cache_has_the_dtype_of_the_model():
+    model = language_model("rotary")
+    half = nnx.merge(nnx.graphdef(model), jax.tree.map(jnp.bfloat16, nnx.state(model)))
+    cache = half.empty_cache(5, batch=(2,))
+    logits, cache = half(np.zeros((2, 3), int), cache=cache)
+    assert {x.dtype for x in (logits, cache[0].key, cache[1].value)} == {jnp.dtype("bfloat16")}

@@ -82,7 +82,8 @@ def through_cache(attend, query, key, value, *, chunks, capacity):
     for T in chunks:
         now = slice(first, first + T)
         cache = cache.append(key[..., now, :, :], value[..., now, :, :])
-        outputs.append(attend(query[..., now, :, :], cache.key, cache.value, mask=cache.mask(T)))
+        mask = aj.causal().place(*cache.positions(T))
+        outputs.append(attend(query[..., now, :, :], cache.key, cache.value, mask=mask))
         first += T
     return jnp.concatenate(outputs, axis=-3)
 

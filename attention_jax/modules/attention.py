@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from attention_jax.cache import KVCache, counted
 from attention_jax.dispatch import attention
 from attention_jax.dot_product import merge_heads
 from attention_jax.modules.feed_forward import Dropout, Linear
@@ -113,8 +114,8 @@ class MultiHeadAttention(nnx.Module):
       rotary: turns queries and keys by their positions, called with `[*B, T, N, H]` and positions `[T]` or `[*B, T]`;
         e.g. `partial(rotary_embedding, frequencies=rotary_frequencies(H))`.
       qk_norm: normalise each query and key to unit root mean square, with a learned scale (arXiv:2302.05442).
-      attention_fn: called with `query, key, value, mask=`, and `dropout_rate=, dropout_rng=` when they act; for
-        `return_weights` it has to take values of any head dim.
+      attention_fn: called with `query, key, value, mask=`, with `dropout_rate=, dropout_rng=` when they act, and with
+        `positions=` when there is a cache; for `return_weights` it has to take values of any head dim.
       rngs: initialises the parameters.
 
     Raises:
@@ -166,41 +167,71 @@ class MultiHeadAttention(nnx.Module):
         *,
         mask=None,
         positions=None,
+        cache: KVCache | None = None,
         rngs: nnx.Rngs | None = None,
         return_weights: bool = False,
     ):
-        """Each position of `x` attends to `context`, or to `x` itself.
+        """Each position of `x` attends to `context`, or to `x` itself and to what a cache holds.
 
         Args:
           x: `[*B, T, D]`.
           context: `[*B, S, D]`.
-          mask: `Mask`, or bool `[T, S]` or `[*B, N or 1, T, S]`.
-          positions: integer `[T]` or `[*B, T]`, of `x` for `rotary`; 0 .. T-1 if not given. Those of a `context` are
-            0 .. S-1.
+          mask: `Mask`, or bool `[T, S]` or `[*B, N or 1, T, S]`. With a cache, a rule on the positions of all that was
+            read: `causal()`, `sliding_window(...)`, `~key_lengths(padding)`, ...
+          positions: integer `[T]` or `[*B, T]`, of `x` for `rotary`; if not given, 0 .. T-1 or from the cache's length
+            on. Those of a `context` are 0 .. S-1.
+          cache: what was read before `x`: see `empty_cache`.
           rngs: a `dropout` stream; without it there is no dropout.
           return_weights: whether to return the weights too, before dropout and in float32 or better.
 
         Returns:
-          `[*B, T, D]`; with `return_weights`, also `[*B, N, T, S]`. The output's bits are the same either way.
+          `[*B, T, D]`; with `cache`, also the cache with `x`; with `return_weights`, also `[*B, N, T, S]`. The output's
+          bits are the same with weights or without.
 
         Raises:
-          ValueError: shapes that do not fit, or a `context` given to a fused projection.
+          ValueError: shapes that do not fit, a `context` given to a fused projection, a cache that has no room, or one
+            together with a `context` or `return_weights`.
         """
         query, key, value = self._project(x, context)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
+        T, placed = x.shape[-2], {}
         if self.rotary is not None:
-            positions = jnp.arange(query.shape[-3]) if positions is None else positions
+            if positions is None:
+                positions = jnp.arange(T) if cache is None else counted(cache.length, T)
             query = self.rotary(query, positions)
             key = self.rotary(key, positions if context is None else jnp.arange(key.shape[-3]))
         elif positions is not None:
             raise ValueError("positions= only acts through a rotary embedding: build the module with rotary=")
+        if cache is not None:
+            if context is not None or return_weights:
+                raise ValueError("cache= goes with self-attention alone: call without context= and return_weights=")
+            cache.check_mask(mask, T)
+            cache = cache.append(key, value)
+            key, value, placed = cache.key, cache.value, {"positions": cache.positions(T)}
         dropout = _dropout_arguments(self.dropout.rate, rngs)
-        heads = self.attention_fn(query, key, value, mask=mask, **dropout)
+        heads = self.attention_fn(query, key, value, mask=mask, **placed, **dropout)
         output = self.dropout(self.out(merge_heads(heads)), rngs)
+        if cache is not None:
+            return output, cache
         if return_weights:
             return output, _recover_weights(self.attention_fn, query, key, mask)
         return output
+
+    def empty_cache(self, capacity: int, **options) -> KVCache:
+        """A `KVCache` for this module's keys and values, in the dtype of its parameters; `**options` as for
+        `KVCache.empty`: `batch`, `padding`, `ring`.
+
+        >>> from attention_jax import causal
+        >>> attention = MultiHeadAttention(32, 4, num_kv_heads=2, rngs=nnx.Rngs(0))
+        >>> cache = attention.empty_cache(10, batch=(3,))
+        >>> for T in (5, 1):
+        ...     output, cache = attention(jnp.ones((3, T, 32)), mask=causal(), cache=cache)
+        >>> output.shape, cache.length.tolist()
+        ((3, 1, 32), [6, 6, 6])
+        """
+        H, dtype = self.out.in_features // self.num_heads, self.out.kernel[...].dtype
+        return KVCache.empty(capacity, self.num_kv_heads, H, dtype=dtype, **options)
 
     def _project(self, x, context):
         heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads}

@@ -1,6 +1,7 @@
 """Position embeddings that a language model adds to its token embeddings."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from attention_jax.positions import learned_positions, sinusoidal_positions
@@ -22,9 +23,15 @@ class LearnedPositions(nnx.Module):
         init = nnx.initializers.normal(0.02)
         self.table = nnx.Param(init(rngs.params(), (context_length, embed_dim)))
 
-    def __call__(self, length: int) -> jax.Array:
-        """`[length, D]`, the embeddings of the first `length` positions."""
-        return learned_positions(self.table[...], length)
+    def __call__(self, positions) -> jax.Array:
+        """The embeddings of the first so many positions, `[T, D]`, or of integers `[*B, T]`, `[*B, T, D]`; NaN for
+        a traced one that the table does not have."""
+        if isinstance(positions, int):
+            return learned_positions(self.table[...], positions)
+        if not isinstance(positions, jax.core.Tracer) and positions.size:
+            learned_positions(self.table[...], int(positions.max()) + 1 - (least := int(positions.min())), offset=least)
+        positions = jnp.where(positions < 0, len(self.table[...]), positions)  # which else count from the end
+        return jnp.take(self.table[...], positions, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 class SinusoidalPositions(nnx.Module):
@@ -38,6 +45,6 @@ class SinusoidalPositions(nnx.Module):
         del context_length, rngs
         self.embed_dim = embed_dim
 
-    def __call__(self, length: int) -> jax.Array:
-        """`[length, D]`, the embeddings of the first `length` positions."""
-        return sinusoidal_positions(length, self.embed_dim)
+    def __call__(self, positions) -> jax.Array:
+        """The embeddings of the first so many positions, `[T, D]`, or of integers `[*B, T]`, `[*B, T, D]`."""
+        return sinusoidal_positions(positions, self.embed_dim)

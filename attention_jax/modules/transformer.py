@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from attention_jax.cache import KVCache, counted
 from attention_jax.mask_tree import as_mask
 from attention_jax.masks import causal
 from attention_jax.modules.attention import ModuleList, MultiHeadAttention
@@ -51,15 +52,16 @@ class TransformerBlock(nnx.Module):
         self.norm2 = norm(embed_dim, rngs=rngs)
         self.feed_forward = feed_forward(embed_dim, dropout_rate=dropout_rate, rngs=rngs)
 
-    def __call__(self, x, *, mask=None, rngs: nnx.Rngs | None = None, return_weights: bool = False):
-        """`[*B, T, D]` -> `[*B, T, D]`; `mask`, `rngs` and `return_weights` as in `MultiHeadAttention`."""
+    def __call__(self, x, *, rngs: nnx.Rngs | None = None, **options):
+        """`[*B, T, D]` -> `[*B, T, D]`; `rngs` and `**options`, and what is returned for them, as in
+        `MultiHeadAttention`."""
         if x.shape[-1] != self.embed_dim:
             raise ValueError(f"x has shape {x.shape}, expected [*B, T, D] with D = {self.embed_dim}")
-        attended = self.attention(self.norm1(x), mask=mask, rngs=rngs, return_weights=return_weights)
-        attended, weights = attended if return_weights else (attended, None)
+        attended = self.attention(self.norm1(x), rngs=rngs, **options)
+        attended, *more = attended if isinstance(attended, tuple) else (attended,)
         x = x + attended
         x = x + self.feed_forward(self.norm2(x), rngs=rngs)
-        return (x, weights) if return_weights else x
+        return (x, *more) if more else x
 
 
 class TransformerLM(nnx.Module):
@@ -113,48 +115,103 @@ class TransformerLM(nnx.Module):
         self.head = None if tied else Linear(embed_dim, vocab_size, use_bias=False, rngs=rngs)
         self.context_length, self.num_layers, self.scan, self.remat = context_length, num_layers, scan, remat
 
-    def __call__(self, tokens, *, mask=None, rngs: nnx.Rngs | None = None, return_weights: bool = False):
-        """Logits of the next token at every position.
+    def __call__(
+        self, tokens, *, mask=None, positions=None, cache: list[KVCache] | KVCache | None = None,
+        rngs: nnx.Rngs | None = None, return_weights: bool = False,
+    ):  # fmt: skip
+        """Logits of the next token at every position: `logits(hidden(tokens))`.
 
         Args:
           tokens: integer `[*B, T]`.
-          mask: what a position may see besides being causal; `Mask`, or bool `[T, T]` or `[*B, N or 1, T, T]`.
+          mask: what a position may see besides being causal; `Mask`, or bool `[T, T]` or `[*B, N or 1, T, T]`. With a
+            cache, a rule on the positions of all that was read.
+          positions: integer `[T]` or `[*B, T]`, for the position embedding and for rotary ones; if not given, 0 .. T-1
+            or from the cache's length on. Of left-padded examples, e.g. `arange(T) - padding`, at least 0.
+          cache: what was read before `tokens`: see `empty_cache`.
           rngs: a `dropout` stream; without it there is no dropout.
           return_weights: whether to return every layer's attention weights too.
 
         Returns:
-          `[*B, T, vocab_size]`; with `return_weights`, also `[num_layers, *B, N, T, T]`.
+          `[*B, T, vocab_size]`; with `cache`, also the cache with `tokens`; with `return_weights`, also
+          `[num_layers, *B, N, T, T]`.
 
         Raises:
-          ValueError: more tokens than a learned position embedding has positions.
+          ValueError: more tokens than a learned position embedding has positions, or than the cache has room for.
+            Where the cache's length is traced, the logits are NaN instead.
         """
+        options = {"mask": mask, "positions": positions, "cache": cache, "rngs": rngs}
+        hidden = self.hidden(tokens, **options, return_weights=return_weights)
+        return (self.logits(hidden[0]), hidden[1]) if isinstance(hidden, tuple) else self.logits(hidden)
+
+    def logits(self, hidden) -> jax.Array:
+        """`[*B, D]`, what `hidden` returns, -> `[*B, vocab_size]`."""
+        return project(hidden, self.tokens.embedding[...].T) if self.head is None else self.head(hidden)
+
+    def hidden(
+        self, tokens, *, mask=None, positions=None, cache=None, rngs: nnx.Rngs | None = None, return_weights=False
+    ):
+        """What the head makes logits of: `[*B, T, D]` instead of `[*B, T, vocab_size]`, and all else as a call."""
+        if positions is not None and self.positions is None and not self._is_rotary():
+            raise ValueError("positions= acts through a position embedding or a rotary one, and this model has neither")
         mask = causal() if mask is None else causal() & as_mask(mask)
         x = jnp.take(self.tokens.embedding[...], tokens, axis=0)  # in the table's dtype, which nnx.Embed would change
         if self.positions is not None:
-            x = x + jnp.broadcast_to(self.positions(tokens.shape[-1]), x.shape).astype(x.dtype)
+            embedded = self.positions(self._default_positions(tokens, cache) if positions is None else positions)
+            x = x + jnp.broadcast_to(embedded, x.shape).astype(x.dtype)
 
-        def apply_block(graphdef, params, dropout_rng, x):
+        def apply_block(graphdef, params, dropout_rng, cache, x):
             rngs = None if dropout_rng is None else nnx.Rngs(dropout=dropout_rng)
-            output = nnx.merge(graphdef, params)(x, mask=mask, rngs=rngs, return_weights=return_weights)
-            return output if return_weights else (output, None)
+            options = {"cache": cache, "return_weights": return_weights}
+            options["positions"] = positions if self._is_rotary() else None
+            output = nnx.merge(graphdef, params)(x, mask=mask, rngs=rngs, **options)
+            return output if isinstance(output, tuple) else (output, None)
 
         if self.remat:
             apply_block = jax.checkpoint(apply_block, static_argnums=0)
-        dropout_rngs = [None] * self.num_layers if rngs is None else jax.random.split(rngs.dropout(), self.num_layers)
+        nothing = [None] * self.num_layers
+        dropout_rngs = nothing if rngs is None else jax.random.split(rngs.dropout(), self.num_layers)
         if self.scan:
             graphdef, params = nnx.split(self.blocks)
-            layers = params, None if rngs is None else dropout_rngs
-            x, weights = jax.lax.scan(lambda x, layer: apply_block(graphdef, *layer, x), x, layers)
+            layers = params, None if rngs is None else dropout_rngs, cache
+            x, more = jax.lax.scan(lambda x, layer: apply_block(graphdef, *layer, x), x, layers)
         else:
-            weights = []
-            for block, dropout_rng in zip(self.blocks, dropout_rngs, strict=True):
-                x, layer_weights = apply_block(*nnx.split(block), dropout_rng, x)
-                weights.append(layer_weights)
-            weights = jnp.stack(weights) if return_weights else None
+            more = []
+            for block, *layer in zip(self.blocks, dropout_rngs, nothing if cache is None else cache, strict=True):
+                x, of_layer = apply_block(*nnx.split(block), *layer, x)
+                more.append(of_layer)
+            more = jnp.stack(more) if return_weights else more
 
         x = self.norm(x)
-        logits = project(x, self.tokens.embedding[...].T) if self.head is None else self.head(x)
-        return (logits, weights) if return_weights else logits
+        return (x, more) if return_weights or cache is not None else x
+
+    def empty_cache(self, capacity: int, **options) -> list[KVCache] | KVCache:
+        """An empty cache for every layer; of a model built with `scan`, one whose arrays have a leading axis of layers.
+
+        Args:
+          capacity, **options: as for `KVCache.empty`: `batch`, `padding`, `ring`.
+
+        >>> model = TransformerLM(65, 64, 32, 4, 2, rngs=nnx.Rngs(0))
+        >>> cache = model.empty_cache(20, batch=(2,))
+        >>> for T in (10, 1):
+        ...     logits, cache = model(jnp.zeros((2, T), int), cache=cache)
+        >>> logits.shape, cache[0].length.tolist()
+        ((2, 1, 65), [11, 11])
+        """
+        if self.scan:
+            cache = self.blocks.attention.empty_cache(capacity, **options)
+            return jax.tree.map(lambda leaf: jnp.stack([leaf] * self.num_layers), cache)
+        return [block.attention.empty_cache(capacity, **options) for block in self.blocks]
+
+    def _is_rotary(self) -> bool:
+        block = self.blocks if self.scan else self.blocks[0]
+        return getattr(getattr(block, "attention", None), "rotary", None) is not None
+
+    def _default_positions(self, tokens, cache):
+        T = tokens.shape[-1]
+        if cache is None:
+            return T
+        length = cache.length[0] if self.scan else cache[0].length
+        return jnp.maximum(counted(length, T), 0)  # padding stands nowhere
 
 
 def _stack(blocks: list[nnx.Module]) -> nnx.Module:
