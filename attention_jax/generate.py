@@ -1,58 +1,234 @@
-"""Text from a language model, one token after another."""
+"""Text from a language model, one token after another, through a cache."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from attention_jax.cache import KVCache, counted, look_back
 from attention_jax.mask_tree import static_int
+from attention_jax.modules.embedding import LearnedPositions
+from attention_jax.sampling import Sampling
+
+RING_CHUNK = 256
 
 
-def generate(model: nnx.Module, prompt, num_tokens: int, *, rng: jax.Array, temperature: float = 1.0) -> jax.Array:
-    """Continue a prompt by sampling from a `TransformerLM`; each token is drawn given the last `context_length` ones.
+class Text(NamedTuple):
+    """Texts of different lengths."""
+
+    tokens: jax.Array
+    """int32 `[*B, P + num_tokens]`; 0 after each text's end."""
+    length: jax.Array
+    """int32 `[*B]`, the prompt's tokens included."""
+
+
+class Plan(NamedTuple):
+    """What is known while tracing: the model's structure, and how its cache is laid out."""
+
+    graphdef: nnx.GraphDef
+    num_tokens: int
+    greedy: bool
+    capacity: int
+    chunk: int
+    """The most tokens that are read at once."""
+    ring: bool
+
+
+class State(NamedTuple):
+    """Where each text stands. All end at the same column: a shorter one has padding in front."""
+
+    tokens: jax.Array
+    """int32 `[B, columns]`."""
+    column: jax.Array
+    """That of the next token."""
+    length: jax.Array
+    """`[B]`."""
+    done: jax.Array
+    """`[B]`, whether a stop token was written."""
+    logits: jax.Array
+    """`[B, vocab_size]` of the next token."""
+    held: jax.Array
+    """`[B]`, how many of the last tokens the cache holds."""
+    cache: list[KVCache] | KVCache
+
+
+def generate(
+    model: nnx.Module, prompt, num_tokens: int, *, rng: jax.Array, lengths=None, sampling: Sampling | None = None,
+    stop: Sequence[int] = (), mask=None,
+) -> Text:  # fmt: skip
+    """Continue prompts with a language model, as one compiled program.
+
+    Where a text outgrows the model's `context_length`, the later half of the context is read anew, so that each token
+    is drawn given at least that. A sliding window of a model without learned positions knows no such end: its cache is
+    a ring.
 
     Args:
-      model: called with int `[T]`, returns logits `[T, vocab_size]`; has a `context_length`.
-      prompt: int `[P]`, at least one token.
-      num_tokens: how many to add (static int).
-      rng: random key; the same key gives the same tokens.
-      temperature: divides the logits; 0 takes the likeliest token always.
+      model: a `TransformerLM`, or one with its `hidden`, `logits`, `empty_cache`, `positions`, `context_length`.
+      prompt: int `[P]` or `[B, P]`, tokens of the vocabulary.
+      num_tokens: how many to add, at most (static int).
+      rng: random key; the same key gives the same tokens. Those of an example do not depend on the others.
+      lengths: int `[B]`, how many of the P tokens belong to each prompt, at least 1; the others are ignored. Default:
+        all.
+      sampling: temperature, top-k, top-p, min-p, repetition penalty. Default: drawn from the softmax.
+      stop: tokens after which a text ends.
+      mask: what a position may see besides being causal, as a rule on positions: `sliding_window(...)`.
 
     Returns:
-      int32 `[P + num_tokens]`, the prompt and what follows.
+      Texts `[*B, P + num_tokens]` and their lengths, prompt and stop token included.
 
     Raises:
-      TypeError: a traced temperature or number of tokens.
-      ValueError: an empty prompt, or a negative temperature or number of tokens.
+      TypeError: a traced option or number of tokens.
+      ValueError: an empty prompt, tokens outside the vocabulary, lengths or options out of their range.
 
     >>> from attention_jax.modules import TransformerLM
     >>> model = TransformerLM(10, 8, 16, 2, 1, rngs=nnx.Rngs(0))
-    >>> generate(model, jnp.array([1, 2, 3]), 20, rng=jax.random.key(0)).shape
-    (23,)
+    >>> text = generate(model, jnp.array([[1, 2, 3], [4, 0, 0]]), 20, lengths=[3, 1], rng=jax.random.key(0))
+    >>> text.tokens.shape, text.length.tolist()
+    ((2, 23), [23, 21])
     """
+    options = (sampling or Sampling()), jnp.asarray(stop, jnp.int32), mask
+    plan, params, tokens, lengths = _prepare(model, prompt, num_tokens, lengths, *options)
+    tokens, lengths = _generate(params, tokens, lengths, rng, *options, plan=plan)
+    return Text(tokens[0], lengths[0]) if jnp.ndim(prompt) == 1 else Text(tokens, lengths)
+
+
+def stream(
+    model: nnx.Module, prompt, num_tokens: int, *, rng: jax.Array, lengths=None, sampling: Sampling | None = None,
+    stop: Sequence[int] = (), mask=None,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """The same tokens as `generate` adds, as they are made: ints `[*B]`, or -1 for a text that has ended.
+
+    Args:
+      model, prompt, num_tokens, rng, lengths, sampling, stop, mask: as `generate`.
+
+    >>> from attention_jax.modules import TransformerLM
+    >>> model = TransformerLM(10, 8, 16, 2, 1, rngs=nnx.Rngs(0))
+    >>> len([token for token in stream(model, jnp.array([1, 2, 3]), 20, rng=jax.random.key(0))])
+    20
+    """
+    options = (sampling or Sampling()), jnp.asarray(stop, jnp.int32), mask
+    plan, params, tokens, lengths = _prepare(model, prompt, num_tokens, lengths, *options)
+    state, ended = _start(params, tokens, lengths, mask, plan=plan), np.zeros(len(lengths), bool)
+    for _ in range(plan.num_tokens):
+        if ended.all():
+            return
+        state = _step(params, state, rng, *options, plan=plan)
+        new = np.where(ended, -1, jax.device_get(state.tokens[:, state.column - 1]))
+        yield new[0] if jnp.ndim(prompt) == 1 else new
+        ended = jax.device_get(state.done)
+
+
+def _prepare(model, prompt, num_tokens, lengths, sampling, stop, mask):
+    """The plan, the parameters, and the prompts, moved to end at the same column."""
     prompt, num_tokens = jnp.asarray(prompt), static_int("num_tokens", num_tokens, minimum=0)
-    if prompt.ndim != 1 or not jnp.issubdtype(prompt.dtype, jnp.integer) or len(prompt) == 0:
-        raise ValueError(f"prompt must be at least one integer token, [P]; got {prompt.dtype} {prompt.shape}")
-    if isinstance(temperature, jax.core.Tracer):
-        raise TypeError("temperature must be static (a Python number known while tracing), got a traced value")
-    if not temperature >= 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
-    tokens = jnp.pad(prompt.astype(jnp.int32), (0, num_tokens))
-    graphdef, params = nnx.split(model)
-    return _generate(params, tokens, rng, temperature, len(prompt), graphdef=graphdef)
+    if prompt.ndim not in (1, 2) or not jnp.issubdtype(prompt.dtype, jnp.integer) or 0 in prompt.shape:
+        raise ValueError(f"prompt must be at least one integer token, [P] or [B, P]; got {prompt.dtype} {prompt.shape}")
+    prompt = prompt.reshape(-1, prompt.shape[-1]).astype(jnp.int32)
+    B, P = prompt.shape
+    lengths = jnp.full(B, P) if lengths is None else jnp.asarray(lengths)
+    if lengths.shape != (B,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(f"lengths must be integers [B] = [{B}], got {lengths.dtype} {lengths.shape}")
+    sampling.check()
+    vocab_size = model.tokens.num_embeddings
+    _check_range("lengths", lengths, 1, P)
+    _check_range("prompt", jnp.where(counted(jnp.zeros(B, int), P) < lengths[:, None], prompt, 0), 0, vocab_size - 1)
+    _check_range("stop", stop, 0, vocab_size - 1)
+
+    total, before = P + num_tokens, look_back(mask)
+    plan = partial(Plan, nnx.graphdef(model), num_tokens, sampling.temperature == 0)
+    if before is not None and not isinstance(model.positions, LearnedPositions) and before + RING_CHUNK < total:
+        plan = plan(before + RING_CHUNK, RING_CHUNK, ring=True)
+    else:
+        capacity = min(total, model.context_length)
+        plan = plan(capacity, capacity, ring=False)
+    return plan, nnx.split(model)[1], _shift(prompt, P - lengths, first=P - lengths), lengths
 
 
-@partial(jax.jit, static_argnames="graphdef")
-def _generate(params, tokens, rng, temperature, start, *, graphdef):
-    model = nnx.merge(graphdef, params)
-    window = min(model.context_length, len(tokens))
+def _shift(tokens, by, *, first=0, last=None):
+    """Each row moved to the right by so much, and 0 outside its columns `first` to `last`."""
+    columns = counted(jnp.zeros(len(tokens), int), tokens.shape[1])
+    last = jnp.full(len(tokens), tokens.shape[1]) if last is None else last
+    inside = (columns >= jnp.broadcast_to(first, len(tokens))[:, None]) & (columns < last[:, None])
+    return jnp.where(inside, jax.vmap(jnp.roll)(tokens, by), 0)
 
-    def add_token(index, tokens):
-        first = jnp.maximum(index - window, 0)
-        logits = model(jax.lax.dynamic_slice_in_dim(tokens, first, window))[index - 1 - first]
-        drawn = jax.random.categorical(jax.random.fold_in(rng, index), logits / jnp.maximum(temperature, 1e-6))
-        token = jnp.where(temperature == 0, jnp.argmax(logits), drawn)
-        return tokens.at[index].set(token.astype(tokens.dtype))
 
-    return jax.lax.fori_loop(start, len(tokens), add_token, tokens)
+def _check_range(name, values, least, most):
+    if not isinstance(values, jax.core.Tracer) and values.size and (values.min() < least or values.max() > most):
+        raise ValueError(f"{name} must be from {least} to {most}, got {int(values.min())} to {int(values.max())}")
+
+
+@partial(jax.jit, static_argnames="plan")
+def _generate(params, tokens, lengths, rng, sampling, stop, mask, *, plan):
+    def step(state, _):
+        run = partial(_step, params, rng=rng, sampling=sampling, stop=stop, mask=mask, plan=plan)
+        return jax.lax.cond(state.done.all(), lambda state: state, run, state), None
+
+    state, _ = jax.lax.scan(step, _start(params, tokens, lengths, mask, plan=plan), length=plan.num_tokens)
+    return _shift(state.tokens, lengths - tokens.shape[1], last=state.length), state.length
+
+
+@partial(jax.jit, static_argnames="plan")
+def _start(params, tokens, lengths, mask, *, plan) -> State:
+    """Read the prompts."""
+    B, P = tokens.shape
+    held = lengths if plan.ring else jnp.minimum(lengths, plan.capacity)
+    logits, cache = _read(params, tokens if plan.ring else tokens[:, -plan.capacity :], held, mask, plan)
+    tokens = jnp.pad(tokens, ((0, 0), (0, plan.num_tokens)))
+    return State(tokens, jnp.asarray(P), lengths, jnp.zeros(B, bool), logits, held, cache)
+
+
+@partial(jax.jit, static_argnames="plan", donate_argnames="state")
+def _step(params, state, rng, sampling, stop, mask, *, plan) -> State:
+    """Draw a token, write it, and read it."""
+    seen = None
+    if sampling.repetition_penalty is not None:
+        columns = counted(jnp.zeros_like(state.length), state.tokens.shape[1])
+        own = (columns < state.column) & (columns >= state.column - state.length[:, None])
+        seen = jax.vmap(lambda tokens, own: jnp.zeros(state.logits.shape[1], bool).at[tokens].max(own))(
+            state.tokens, own
+        )
+    if plan.greedy:
+        token = jax.vmap(sampling.likeliest)(state.logits, seen)
+    else:
+        rngs = jax.vmap(lambda row, length: jax.random.fold_in(jax.random.fold_in(rng, row), length))
+        token = jax.vmap(sampling.draw)(state.logits, seen, rngs(jnp.arange(len(state.length)), state.length))
+    token = jnp.where(state.done, 0, token).astype(jnp.int32)
+    tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.column, axis=1)
+    column, length = state.column + 1, state.length + ~state.done
+
+    def read_on():
+        hidden, cache = nnx.merge(plan.graphdef, params).hidden(token[:, None], mask=mask, cache=state.cache)
+        return nnx.merge(plan.graphdef, params).logits(hidden[:, -1]), cache
+
+    def read_anew():
+        text = jax.lax.dynamic_slice_in_dim(tokens, column - plan.capacity, plan.capacity, axis=1)
+        return _read(params, text, held, mask, plan)
+
+    held = state.held + 1
+    if plan.ring or tokens.shape[1] <= plan.capacity:
+        logits, cache = read_on()
+    else:
+        full = held > plan.capacity
+        held = jnp.where(full, max(plan.capacity // 2, 1), held)
+        logits, cache = jax.lax.cond(full.any(), read_anew, read_on)
+    return State(tokens, column, length, state.done | jnp.isin(token, stop), logits, held, cache)
+
+
+def _read(params, tokens, held, mask, plan):
+    """Logits after the last `held` `[B]` of tokens `[B, R]`, and the cache that holds these."""
+    model, (B, R) = nnx.merge(plan.graphdef, params), tokens.shape
+    cache = model.empty_cache(plan.capacity, batch=(B,), padding=R - held, ring=plan.ring)
+    first = R % plan.chunk or plan.chunk
+    hidden, cache = model.hidden(tokens[:, :first], mask=mask, cache=cache)
+    chunks = tokens[:, first:].reshape(B, -1, plan.chunk).swapaxes(0, 1)
+
+    def read(before, chunk):
+        hidden, cache = nnx.merge(plan.graphdef, params).hidden(chunk, mask=mask, cache=before[1])
+        return (hidden[:, -1], cache), None
+
+    (last, cache), _ = jax.lax.scan(read, (hidden[:, -1], cache), chunks)
+    return model.logits(last), cache

@@ -53,7 +53,7 @@ MUTANTS = [
     Mutant("softmax.py", "jnp.where(blind, -jnp.inf, peak + jnp.log(total))", "peak + jnp.log(total)", "test_blockwise.py::test_log_sum_exp_is_exact_and_differentiable"),
     Mutant("softmax.py", "return some, every & (columns[1] < self.keys) if self.padded else every", "return some, every", "test_blockwise.py::test_what_fills_the_last_block_is_never_seen"),
     Mutant("softmax.py", "d_weights = d_weights if d_total is None else d_weights + d_total[None, :]", "pass", "test_dot_product.py::test_every_mask -k blockwise"),
-    Mutant("softmax.py", "d_output = d_output - jnp.moveaxis(d_lse", "d_output = d_output + jnp.moveaxis(d_lse", "test_dot_product.py::test_every_mask -k blockwise"),
+    Mutant("softmax.py", 'd_output = d_output - jnp.einsum(', 'd_output = d_output + jnp.einsum(', "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("softmax.py", "return mask, score, seed, [*(jnp.where(jnp.isfinite(x), x, 0) for x in (query, key, value)), *lse]", "return mask, score, seed, [query, key, value, *lse]", "test_contract.py::test_what_no_row_sees_changes_no_bit"),
     Mutant("softmax.py", "jnp.matmul(one, other, precision=self.precision)", "jnp.matmul(one, other)", "test_conformance.py::test_ours -k precision"),
     Mutant("blockwise.py", "(jax.ShapeDtypeStruct((b, t, K, N // K, Hv), dtype)", "(jax.ShapeDtypeStruct((b, t, K, N // K, Hv), value.dtype)", "test_blockwise.py::test_gradients_of_low_precision"),
@@ -66,8 +66,14 @@ MUTANTS = [
     Mutant("scores.py", "share = jnp.moveaxis(jax.nn.sigmoid(lse - sinks), -1, -2)", "share = jnp.moveaxis(jax.nn.sigmoid(sinks - lse), -1, -2)", "test_blockwise.py::test_sinks_are_keys_without_a_value"),
     # weights, the cache, positions
     Mutant("weights.py", "key[..., heads // (N // K), :]", "key[..., heads % K, :]", "test_weights.py::test_every_mask"),
-    Mutant("cache.py", "causal_from(self.length - T)", "causal_from(self.length)", "test_cache.py::test_in_chunks"),
-    Mutant("cache.py", "jnp.where(spoilt, jnp.nan, ", "jnp.where(spoilt, 0.0, ", "test_cache.py::test_overrun_is_nan_where_the_length_is_traced"),
+    Mutant("cache.py", "return length - T + jnp.arange(T)", "return length + jnp.arange(T)", "test_cache.py::test_in_chunks"),
+    Mutant("cache.py", "[..., None, None, None], jnp.nan, new)", "[..., None, None, None], 0.0, new)", "test_cache.py::test_overrun_is_nan_where_the_length_is_traced"),
+    Mutant("cache.py", "% self.capacity  # 0 is", "% (self.capacity - 1)  # 0 is", "test_cache.py::test_a_ring_holds_what_a_window_sees"),
+    Mutant("cache.py", "before + T > self.capacity", "before > self.capacity", "test_errors.py -k ring"),
+    Mutant("mask_tree.py", " & (keys >= 0)[None, :]", "", "test_cache.py::test_a_mask_and_a_score_at_other_positions"),
+    Mutant("sampling.py", "likelier < self.top_p", "likelier + share < self.top_p", "test_generate.py::test_what_is_kept"),
+    Mutant("generate.py", "jnp.where(state.done, 0, token)", "token", "test_generate.py::test_stop"),
+    Mutant("generate.py", "held = jnp.where(full, max(plan.capacity // 2, 1), held)", "held = jnp.where(full.any(), max(plan.capacity // 2, 1), held)", "test_generate.py::test_greedy"),
     Mutant("positions.py", "second * cos + first * sin", "second * cos - first * sin", "test_positions.py"),
 ]  # fmt: skip
 

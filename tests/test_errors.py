@@ -8,7 +8,8 @@ from flax import nnx
 
 import attention_jax as aj
 from attention_jax import modules
-from attention_jax.generate import generate
+from attention_jax.generate import generate, stream
+from attention_jax.sampling import Sampling
 from attention_jax.view.plot import plot_heads
 
 Q, K, V = (np.ones(size, np.float32) for size in ((2, 7, 4, 8), (2, 9, 2, 8), (2, 9, 2, 5)))
@@ -19,6 +20,10 @@ X = jnp.ones((2, 5, 8))
 
 def rngs():
     return nnx.Rngs(0)
+
+
+def language_model():
+    return modules.TransformerLM(5, 4, 8, 2, 1, rngs=rngs())
 
 
 def cache():
@@ -102,7 +107,7 @@ REFUSED = {
     "alibi_slopes: traced slopes": (traced(aj.alibi_slopes, 2), TypeError, "must be static"),
     "learned_positions: traced position": (traced(lambda o: aj.learned_positions(jnp.ones((4, 2)), 1, offset=o), 1), TypeError, "offset.*must be static"),
     "learned_positions: position beyond the table": (lambda: aj.learned_positions(jnp.ones((4, 2)), 5), ValueError, "4 rows"),
-    "sinusoidal_positions: traced length": (traced(lambda n: aj.sinusoidal_positions(n, 4), 3), TypeError, "length.*must be static"),
+    "sinusoidal_positions: traced length": (traced(lambda n: aj.sinusoidal_positions(n, 4), 3), TypeError, "positions.*must be static"),
     "sinusoidal_positions: odd sinusoid": (lambda: aj.sinusoidal_positions(3, 5), ValueError, "even"),
     "linear_scaling: traced factor": (traced(lambda f: aj.linear_scaling(jnp.ones(2), factor=f), 2.0), TypeError, "static factor"),
     "linear_scaling: scaling below 1": (lambda: aj.linear_scaling(jnp.ones(2), factor=0.5), ValueError, "factor >= 1"),
@@ -129,8 +134,13 @@ REFUSED = {
     ),
     "merge_heads: no heads": (lambda: aj.merge_heads(jnp.ones(3)), ValueError, r"x \(3,\): expected \[\*B, T, N, H\]"),
     "split_heads: a scalar": (lambda: aj.split_heads(jnp.ones(()), 2), ValueError, r"x \(\)"),
-    "causal_from: float": (lambda: aj.causal_from(1.5), TypeError, "must hold integers, got float32"),
-    "causal_from: lengths of another batch": (many(mask=aj.causal_from(np.zeros(3, int))), ValueError, r"\(3, 1, 7, 9\)"),
+    "Mask.place: floats": (lambda: aj.causal().place([0.5], [1]), TypeError, r"queries \[\*B, T\] and of keys \[\*B, S\]; got float32\[1\]"),
+    "Mask.place: sizes": (many(mask=aj.causal().place(range(7), range(8))), ValueError, "placed at 7 query and 8 key positions, expected T = 7 and S = 9"),
+    "Mask.place: an array": (
+        many(mask=aj.mask_from_array(np.ones((7, 9), bool)).place(range(7), range(9))), ValueError, "go by the index of queries and keys",
+    ),
+    "Score.place: heads": (many(score=aj.alibi(np.ones(3)).place(range(7), range(9))), ValueError, r"slopes \(3,\), expected one a head, \(4,\)"),
+    "Score.place: a bias": (many(score=aj.bias(np.ones((7, 9))).place(range(7), range(9))), ValueError, "Bias holds arrays that go by the index"),
     "mask_from_function: no function": (lambda: aj.mask_from_function(3), TypeError, "wants a function .* got 3"),
     "Mask: truth value": (lambda: bool(aj.causal() & aj.prefix(1)), TypeError, "no truth value"),
     "Score: not one": (lambda: aj.soft_cap(1.0) >> 3, TypeError, "a score is made by .* got 3"),
@@ -166,6 +176,15 @@ REFUSED = {
     ),
     "KVCache: no room": (lambda: aj.KVCache.empty(0, 2, 4), ValueError, "capacity must be at least 1, got 0"),
     "KVCache: overrun": (lambda: cache().append(K, V), ValueError, "9 more tokens on the 0 it holds do not fit in a capacity of 8"),
+    "KVCache: more than a ring": (
+        lambda: aj.KVCache.empty(8, 2, 8, value_dim=5, batch=(2,), ring=True).append(K, V), ValueError, "9 more tokens .* a capacity of 8",
+    ),
+    "KVCache: a ring too small for the window": (
+        lambda: aj.KVCache.empty(8, 2, 8, ring=True).check_mask(aj.causal() & aj.sliding_window(7, 0), 2), ValueError, "which asks for 9",
+    ),
+    "KVCache: a ring without a window": (
+        lambda: aj.KVCache.empty(8, 2, 8, ring=True).check_mask(aj.causal(), 1), ValueError, "which sees all that was read",
+    ),
     "KVCache: heads": (lambda: cache().append(K[:, :2, :1], V[:, :2]), ValueError, r"key has float32\[2, 2, 1, 8\].*\[2, 'T', 2, 8\]"),
     "KVCache: dtype": (lambda: cache().append(jnp.bfloat16(K[:, :2]), V[:, :2]), ValueError, "key has bfloat16.*same dtype"),
     "modules.SingleHeadAttention: D": (lambda: modules.SingleHeadAttention(9, 4, rngs=rngs())(X), ValueError, r"x \(2, 5, 8\), kernel \(9, 4\)"),
@@ -177,6 +196,10 @@ REFUSED = {
     ),
     "modules.MultiHeadAttention: positions": (
         lambda: modules.MultiHeadAttention(8, 4, rngs=rngs())(X, positions=jnp.arange(5)), ValueError, "build the module with rotary=",
+    ),
+    "modules.MultiHeadAttention: cache and context": (
+        lambda: modules.MultiHeadAttention(8, 4, rngs=rngs())(X, X, cache=modules.MultiHeadAttention(8, 4, rngs=rngs()).empty_cache(9, batch=(2,))),
+        ValueError, "cache= goes with self-attention alone",
     ),
     "modules.MultiHeadAttention: fused, of two inputs": (
         lambda: modules.MultiHeadAttention(8, 4, fused=True, rngs=rngs())(X, X), ValueError, "build with fused=False",
@@ -190,12 +213,29 @@ REFUSED = {
     "modules.TransformerLM: too long": (
         lambda: modules.TransformerLM(5, 4, 8, 2, 1, rngs=rngs())(jnp.zeros((2, 5), int)), ValueError, "4 rows",
     ),
+    "modules.TransformerLM: positions of nothing": (
+        lambda: modules.TransformerLM(5, 4, 8, 2, 1, positions=None, rngs=rngs())(jnp.zeros((2, 3), int), positions=jnp.arange(3)),
+        ValueError, "this model has neither",
+    ),
+    "modules.LearnedPositions: beyond the table": (
+        lambda: modules.LearnedPositions(4, 8, rngs=rngs())(np.array([2, 4])), ValueError, "positions 2 to 5 do not fit",
+    ),
     "modules.from_torch: another module": (lambda: modules.from_torch(modules.FeedForward(8, rngs=rngs()), {}), TypeError, "got FeedForward"),
     "modules.to_torch: another module": (lambda: modules.to_torch(modules.FeedForward(8, rngs=rngs()), {}), TypeError, "got FeedForward"),
     "generate.generate: no prompt": (
-        lambda: generate(modules.TransformerLM(5, 4, 8, 2, 1, rngs=rngs()), jnp.zeros(0, int), 3, rng=jax.random.key(0)),
+        lambda: generate(language_model(), jnp.zeros(0, int), 3, rng=jax.random.key(0)),
         ValueError, "at least one integer token",
     ),
+    "generate.stream: a token too many": (lambda: next(stream(language_model(), [1, 5], 3, rng=jax.random.key(0))), ValueError, "prompt must be from 0 to 4, got 1 to 5"),
+    "generate.generate: lengths": (lambda: generate(language_model(), [[1, 2]], 3, lengths=[3], rng=jax.random.key(0)), ValueError, "lengths must be from 1 to 2, got 3 to 3"),
+    "generate.generate: one length": (lambda: generate(language_model(), [[1, 2]], 3, lengths=3, rng=jax.random.key(0)), ValueError, r"lengths must be integers \[B\] = \[1\]"),
+    "generate.generate: stop": (lambda: generate(language_model(), [1], 3, stop=[7], rng=jax.random.key(0)), ValueError, "stop must be from 0 to 4, got 7 to 7"),
+    "sampling.Sampling: temperature": (lambda: Sampling(temperature=-0.5).check(), ValueError, "temperature must be at least 0, got -0.5"),
+    "sampling.Sampling: top_k": (lambda: Sampling(top_k=0).check(), ValueError, "top_k must be a whole number, at least 1, got 0"),
+    "sampling.Sampling: top_p": (lambda: Sampling(top_p=0.0).check(), ValueError, "top_p must be above 0 and at most 1, got 0.0"),
+    "sampling.Sampling: min_p": (lambda: Sampling(min_p=1.5).check(), ValueError, "min_p must be at least 0 and at most 1, got 1.5"),
+    "sampling.Sampling: penalty": (lambda: Sampling(repetition_penalty=float("nan")).check(), ValueError, "repetition_penalty must be above 0, got nan"),
+    "sampling.Sampling: traced": (lambda: jax.jit(lambda t: Sampling(temperature=t).check())(1.0), TypeError, "temperature must be a Python number"),
     "view.plot_heads: labels": (lambda: plot_heads(np.ones((1, 1, 3, 3)), list("ab")), ValueError, "T = 2 tokens, got"),
 }  # fmt: skip
 

@@ -81,19 +81,20 @@ def test_a_run_leaves_what_it_says(capsys):
     assert report(Evaluate(directory)) == describe({"validation_loss": validation[30]})
 
     # samples repeat by seed, and differ between seeds
-    one, again, other = (write(Sample(directory, prompt="def", length=60, seed=seed)) for seed in (1, 1, 2))
+    one, again, other = ("".join(write(Sample(directory, prompt="def", length=60, seed=seed))) for seed in (1, 1, 2))
     assert one == again != other and one.startswith("def") and len(one) == 63
 
     for wrong, message in (
         ({"prompt": ""}, "--prompt is empty"),
         ({"seed": 2**64}, "--seed"),
         ({"length": -1}, "--length"),
+        ({"top_p": 2.0}, "top_p must be above 0"),
     ):
         with pytest.raises(InputError, match=message):
-            write(Sample(directory, **wrong))
+            list(write(Sample(directory, **wrong)))
     tokenizers.save(CharTokenizer.of("another vocabulary"), directory / "tokenizer.json")
     with pytest.raises(InputError, match=r"which wants params.tokens.embedding float32\[14, 16\]; saved is"):
-        write(Sample(directory))
+        list(write(Sample(directory)))
 
     # a second run of the name keeps the first
     main(["text", *TINY.split(), "--name", "one", "--quiet"])
@@ -211,7 +212,10 @@ def test_questions_are_answered_better_after_a_text_model_has_learned_some(capsy
     assert f"at the start: validation loss {records('even')[0]['validation_loss']:.3f} nats per token, 0.0 %" in out
     samples = Path("runs/even/samples.txt").read_text()
     assert "Q: is 1" in samples and "(right: " in samples.split("--- step 200")[0]
-    assert write(Sample(Path("runs/even"), prompt="Q: is 8 even?\nA: ", temperature=0.0)) == "Q: is 8 even?\nA: yes"
+    assert (
+        "".join(write(Sample(Path("runs/even"), prompt="Q: is 8 even?\nA: ", temperature=0.0)))
+        == "Q: is 8 even?\nA: yes"
+    )
 
     # killed before its first checkpoint, it starts from the same weights again
     metrics = Path("runs/even/metrics.jsonl").read_bytes()

@@ -1,7 +1,8 @@
 """`python -m train.sample RUN --prompt TEXT`: more text from a trained model."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import tyro
@@ -21,20 +22,28 @@ class Sample:
     """Tokens to add, at most; an answer ends by itself."""
     temperature: float = 0.8
     """Below 1 likelier, above 1 wilder; 0 takes the likeliest token always."""
+    top_k: int | None = None
+    """Draw only from so many of the likeliest tokens."""
+    top_p: float | None = None
+    """Draw only from the likeliest tokens that together have this probability."""
+    min_p: float | None = None
+    """Draw only from tokens at least this share as likely as the likeliest."""
+    repetition_penalty: float | None = None
+    """Above 1, tokens that the text already holds are less likely."""
     seed: int = 0
     """The same seed gives the same text."""
 
 
-def write(options: Sample) -> str:
-    """The prompt and its continuation.
+def write(options: Sample) -> Iterator[str]:
+    """The prompt, and its continuation piece by piece, as it is made.
 
     Raises:
       InputError: no trained run, a prompt that is empty or holds unknown characters, an option out of range.
     """
     import jax
-    import numpy as np
 
-    from attention_jax.generate import generate
+    from attention_jax.generate import stream
+    from attention_jax.sampling import Sampling
     from train import run_directory
     from train.data import END, has_answers
 
@@ -45,15 +54,30 @@ def write(options: Sample) -> str:
     config, tokenizer, model = run_directory.load(options.run)
     if not options.prompt:
         raise InputError("--prompt is empty: give at least one character, such as --prompt ' '")
-    prompt = tokenizer.encode(options.prompt)
+    prompt, rng = tokenizer.encode(options.prompt), jax.random.key(options.seed)
+    sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
+    stop = tokenizer.encode(END) if has_answers(config.data) else ()
+    tokens, shown = [], ""
     try:
-        rng = jax.random.key(options.seed)
-        tokens = generate(model, prompt, options.length, rng=rng, temperature=options.temperature)
+        for token in stream(model, prompt, options.length, rng=rng, sampling=sampling, stop=stop):
+            if not tokens:
+                yield options.prompt
+            tokens.append(int(token))
+            text = tokenizer.decode(tokens).split(END)[0] if len(stop) else tokenizer.decode(tokens)
+            if not text.endswith("\ufffd"):  # half of a character
+                yield text[len(shown) :]
+                shown = text
     except ValueError as error:
         raise InputError(str(error)) from error
-    written = tokenizer.decode(np.asarray(tokens)[len(prompt) :])
-    return options.prompt + (written.split(END)[0] if has_answers(config.data) else written)
+    yield tokenizer.decode(tokens)[len(shown) :] if tokens and not len(stop) else "" if tokens else options.prompt
+
+
+def show(options: Sample) -> None:
+    """Print the text while it is made."""
+    for piece in write(options):
+        print(piece, end="", flush=True)
+    print()
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: print(write(tyro.cli(Sample, prog="python -m train.sample")))))
+    sys.exit(exit_status(lambda: show(tyro.cli(Sample, prog="python -m train.sample"))))

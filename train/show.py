@@ -9,6 +9,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from attention_jax.generate import generate
+from attention_jax.sampling import Sampling
 from attention_jax.view.plot import plot_heads
 from train.data import END, Dataset
 
@@ -21,12 +22,15 @@ def sample(model: nnx.Module, dataset: Dataset, rng: jax.Array) -> str:
     tokenizer = dataset.tokenizer
     if not dataset.answers:
         prompt = tokenizer.encode(dataset.shown[0][0])[:1]
-        return tokenizer.decode(np.asarray(generate(model, prompt, SAMPLE_LENGTH, rng=rng))[1:])
+        return tokenizer.decode(np.asarray(generate(model, prompt, SAMPLE_LENGTH, rng=rng).tokens)[1:])
     lines = []
-    for question, answer in dataset.shown:
-        prompt = tokenizer.encode(question)
-        tokens = generate(model, prompt, model.context_length - len(prompt), rng=rng, temperature=0.0)
-        written = tokenizer.decode(np.asarray(tokens)[len(prompt) :]).split(END)[0]
+    prompts = [tokenizer.encode(question) for question, _ in dataset.shown]
+    lengths = [len(prompt) for prompt in prompts]
+    table = np.stack([np.pad(prompt, (0, max(lengths) - len(prompt))) for prompt in prompts])
+    options = {"rng": rng, "sampling": Sampling(temperature=0.0), "stop": tokenizer.encode(END)}
+    texts = generate(model, table, max(model.context_length - max(lengths), 1), lengths=lengths, **options)
+    for (question, answer), first, tokens, end in zip(dataset.shown, lengths, *map(np.asarray, texts), strict=True):
+        written = tokenizer.decode(tokens[first:end]).split(END)[0]
         lines.append(f"{question}{written}" + ("" if written == answer else f"   (right: {answer})"))
     return "\n".join(lines)
 
