@@ -58,6 +58,8 @@ class Data:
 class Model:
     """The transformer, and how it is computed."""
 
+    kind: Literal["plain", "gpt2"] = "plain"
+    """gpt2 has one projection for query, key and value, and GELU by tanh, as the published weights want them."""
     num_layers: int = 4
     """Transformer blocks."""
     num_heads: int = 4
@@ -167,7 +169,8 @@ class Config:
     tokenizer: Literal["char", "byte", "bpe"] = "char"
     """One token a character, a UTF-8 byte, or a frequent stretch of bytes (arXiv:1508.07909)."""
     start: Path | None = None
-    """Directory of a run from whose weights and tokenizer this one starts."""
+    """What this run takes its weights and tokenizer from: the directory of a run or of a GPT-2 (config.json,
+    model.safetensors, vocab.json, merges.txt), or gpt2, gpt2-medium, gpt2-large or gpt2-xl, which are downloaded."""
     eval_every: int = 250
     """Steps from one validation, sample and picture to the next."""
     checkpoint_every: int = 250

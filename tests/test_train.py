@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -245,3 +246,55 @@ def test_the_default_run_learns_english():
     losses = [record["validation_loss"] for record in records("text") if "validation_loss" in record]
     assert losses[-1] < 2.0
     assert f"validation loss {losses[-1]:.3f} nats per token" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_gpt2_learns_more(capsys):
+    """From a directory; the first validation is that of the weights as they were."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    from attention_jax.pretrained import build_gpt2, save_gpt2
+    from train.step import next_token_losses
+
+    model = build_gpt2(300, 32, 16, 2, 2, rngs=nnx.Rngs(0))
+    model.tokens.embedding[...] *= 30
+    save_gpt2(model, "small")
+    Path("my.txt").write_text("to be or not to be, that is the question.\n" * 200)
+    made = ByteLevelBPETokenizer()
+    made.train(["my.txt"], vocab_size=300, min_frequency=1)
+    made.add_tokens([f"<{i}>" for i in range(300 - made.get_vocab_size())])
+    made.save("small/tokenizer.json")
+
+    sizes = (
+        "--model.num-layers 2 --model.num-heads 2 --model.embed-dim 16 --model.context-length 32 --model.dtype float32"
+    )
+    arguments = [
+        "gpt2",
+        "--start",
+        "small",
+        "--data.path",
+        "my.txt",
+        *sizes.split(),
+        "--steps",
+        "40",
+        "--eval-every",
+        "20",
+    ]
+    main([*arguments, "--optimizer.learning-rate", "0.003"])
+    out = capsys.readouterr().out
+    first, *_, last = (record["validation_loss"] for record in records("gpt2") if "validation_loss" in record)
+    assert last < 0.7 * first and "at the start: validation loss" in out
+    _, tokenizer, _ = run_directory.load_start(Path("small"))
+    _, held_out = split(tokenizer.encode(Path("my.txt").read_text()), 0.1, 32)
+    losses = [
+        next_token_losses(model, jax.numpy.asarray(tokens))[0].mean()
+        for tokens in whole(held_out, batch_size=1, length=33)
+    ]
+    assert first == pytest.approx(np.mean(losses), rel=1e-4)
+    assert "".join(write(Sample(Path("runs/gpt2"), prompt="to be", length=5))).startswith("to be")
+
+    with pytest.raises(InputError, match=r"--start small: it has another model; model.num_layers is 3, there 2"):
+        main([*arguments, "--model.num-layers", "3"])
+    Path("small/model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"--start small: small/model.safetensors is no safetensors file"):
+        main(arguments)

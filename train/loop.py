@@ -108,8 +108,8 @@ class Trainer:
         )  # fmt: skip
 
     def start_from(self, directory: Path) -> None:
-        """Take the parameters of another run's model."""
-        _, _, model = run_directory.load(directory)
+        """Take the parameters of another run's model, or of a GPT-2."""
+        _, _, model = run_directory.load_start(directory)
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         params = unflat(self.state.params, flat(params), directory)
         average = None if self.state.average is None else jax.tree.map(jnp.copy, params)

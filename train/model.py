@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from attention_jax import attention
-from attention_jax.modules import MultiHeadAttention, TransformerBlock, TransformerLM
+from attention_jax.modules import FeedForward, MultiHeadAttention, TransformerBlock, TransformerLM
 from configs import schema
 
 PEAK_FLOPS = {
@@ -27,8 +27,10 @@ def build_model(config: schema.Model, vocab_size: int, rng: jax.Array, attention
     """The model of a run, freshly initialised."""
 
     def block(*args, **kwargs):
-        heads = partial(MultiHeadAttention, attention_fn=attention_fn)
-        return TransformerBlock(*args, attention=heads, dropout_rate=config.dropout_rate, **kwargs)
+        heads = partial(MultiHeadAttention, attention_fn=attention_fn, fused=config.kind == "gpt2")
+        feed_forward = partial(FeedForward, activation=jax.nn.gelu) if config.kind == "gpt2" else FeedForward
+        parts = {"attention": heads, "feed_forward": feed_forward}
+        return TransformerBlock(*args, **parts, dropout_rate=config.dropout_rate, **kwargs)
 
     return TransformerLM(
         vocab_size, config.context_length, config.embed_dim, config.num_heads, config.num_layers,

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from train.model import build_model
 from train.tokenizer import Tokenizer
 
 RUNS = Path("runs")
-SIZES = ("num_layers", "num_heads", "embed_dim", "context_length", "scan")
+SIZES = ("kind", "num_layers", "num_heads", "embed_dim", "context_length", "scan")
 """What one model has to have as another, to take its weights."""
 FREE = ("resume", "quiet", "profile", "mesh.")
 """What a run that goes on may have otherwise."""
@@ -94,12 +95,44 @@ def check_start(config: schema.Config) -> Tokenizer:
     """
     if config.start.resolve() == (RUNS / config.name).resolve():
         raise InputError(f"--start {config.start}: a run cannot start from itself; give it another --name")
-    theirs, tokenizer, _ = load(config.start)
+    theirs, tokenizer, _ = load_start(config.start)
     pairs = [("tokenizer", config.tokenizer, theirs.tokenizer)]
     pairs += [(f"model.{name}", getattr(config.model, name), getattr(theirs.model, name)) for name in SIZES]
     if differ := [f"{name} is {wanted!r}, there {there!r}" for name, wanted, there in pairs if wanted != there]:
         raise InputError(f"--start {config.start}: it has another model; {', '.join(differ)}")
     return tokenizer
+
+
+def load_start(start: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
+    """Configuration, tokenizer and model of a run, of a directory with a GPT-2, or of one on the Hugging Face hub.
+
+    Raises:
+      InputError: none of them is there, or it cannot be read.
+    """
+    from attention_jax import pretrained
+
+    try:
+        directory = start
+        if str(start) in pretrained.REVISIONS and not start.exists():
+            directory = pretrained.download_gpt2(str(start))
+        if not (directory / "config.json").exists():
+            return load(start)
+        model = pretrained.load_gpt2(directory)
+        tokenizer = tokenizers.BpeTokenizer(json.loads(pretrained.load_tokenizer(directory).to_str()))
+    except InputError:
+        raise
+    except ImportError as error:
+        raise InputError(f'--start {start}: {error}; pip install "attention-jax[pretrained]"') from error
+    except Exception as error:  # the hub's library raises many kinds
+        raise InputError(f"--start {start}: {str(error).splitlines()[0]}") from error
+    if len(tokenizer) != model.tokens.num_embeddings or model.norm.epsilon != 1e-5:
+        raise InputError(
+            f"--start {start}: expected a tokenizer of {model.tokens.num_embeddings} tokens and a layer_norm_epsilon "
+            f"of 1e-5, got {len(tokenizer)} and {model.norm.epsilon}"
+        )
+    heads = model.blocks[0].attention.num_heads
+    sizes = schema.Model("gpt2", model.num_layers, heads, model.tokens.features, model.context_length)
+    return schema.Config(tokenizer="bpe", model=sizes), tokenizer, model
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
