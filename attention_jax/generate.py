@@ -196,7 +196,7 @@ def _step(params, state, rng, sampling, stop, mask, *, plan) -> State:
     else:
         rngs = jax.vmap(lambda row, length: jax.random.fold_in(jax.random.fold_in(rng, row), length))
         token = jax.vmap(sampling.draw)(state.logits, seen, rngs(jnp.arange(len(state.length)), state.length))
-    token = jnp.where(state.done, 0, token).astype(jnp.int32)
+    token = token.astype(jnp.int32)
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.column, axis=1)
     column, length = state.column + 1, state.length + ~state.done
 

@@ -128,7 +128,7 @@ def test_a_mask_and_a_score_at_other_positions(implementation, rule, arrays):
     query, key, value = arrays
     generator = np.random.default_rng(5)
     rows, columns = generator.integers(0, 12, (2, T)), generator.integers(-1, 12, (2, T))
-    columns[:, 0] = 0
+    columns[:, :2] = 0, -1
     whole = np.broadcast_to(RULES[rule].to_array(12, 12), (2, 1, 12, 12))
     truth = np.stack([whole[b, 0][rows[b]][:, columns[b]] & (columns[b] >= 0) for b in (0, 1)])[:, None]
     np.testing.assert_array_equal(RULES[rule].place(rows, columns).to_array(T, T), truth)
