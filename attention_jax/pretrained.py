@@ -150,6 +150,8 @@ def save_gpt2(model: TransformerLM, directory: str | Path) -> None:
 def load_tokenizer(directory: str | Path):
     """GPT-2's byte-pair encoding, a `tokenizers.Tokenizer`, from `tokenizer.json` or `vocab.json` and `merges.txt`.
 
+    No text is taken for a special token: `<|endoftext|>` in it is a dozen characters.
+
     Raises:
       ValueError: neither is there, or they are damaged.
     """
@@ -158,7 +160,8 @@ def load_tokenizer(directory: str | Path):
     directory = Path(directory)
     try:
         if (directory / "tokenizer.json").exists():
-            return Tokenizer.from_file(str(directory / "tokenizer.json"))
+            saved = json.loads((directory / "tokenizer.json").read_bytes())
+            return Tokenizer.from_str(json.dumps(saved | {"added_tokens": [], "post_processor": None}))
         tokenizer = Tokenizer(models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt")))
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{directory} holds no tokenizer.json, nor vocab.json and merges.txt: {error}") from error

@@ -13,5 +13,5 @@ add = Config(
     eval_every=500,
     data=Data(source="add", task_length=3, batch_size=128),
     model=Model(num_layers=2, num_heads=4, embed_dim=128, context_length=12),
-    optimizer=Optimizer(method="muon", learning_rate=3e-3),
+    optimizer=Optimizer(method="muon", learning_rate=3e-3, final_fraction=0.01),
 )

@@ -14,5 +14,5 @@ sort = dataclasses.replace(
     name="sort",
     steps=3000,
     data=dataclasses.replace(copy.data, source="sort"),
-    optimizer=dataclasses.replace(copy.optimizer, method="muon"),
+    optimizer=dataclasses.replace(copy.optimizer, method="muon", final_fraction=0.01),
 )

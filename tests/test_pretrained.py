@@ -211,9 +211,12 @@ def test_tokenizers(tmp_path):
     made.train_from_iterator([text] * 3, vocab_size=300)
     made.save_model(str(tmp_path))
     one = load_tokenizer(tmp_path)
-    one.save(str(tmp_path / "tokenizer.json"))
+    made.add_special_tokens(["<|endoftext|>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert len(made.encode("<|endoftext|>").ids) == 1
     for tokenizer in (one, load_tokenizer(tmp_path)):
         assert tokenizer.encode(text).ids == made.encode(text).ids
+        assert len(tokenizer.encode("<|endoftext|>").ids) > 5
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
     for name in ("tokenizer.json", "merges.txt"):
         (tmp_path / name).write_text("{")

@@ -256,13 +256,12 @@ def test_a_gpt2_learns_more(capsys):
     from attention_jax.pretrained import build_gpt2, save_gpt2
     from train.step import next_token_losses
 
-    model = build_gpt2(300, 32, 16, 2, 2, rngs=nnx.Rngs(0))
-    model.tokens.embedding[...] *= 30
-    save_gpt2(model, "small")
     Path("my.txt").write_text("to be or not to be, that is the question.\n" * 200)
     made = ByteLevelBPETokenizer()
     made.train(["my.txt"], vocab_size=300, min_frequency=1)
-    made.add_tokens([f"<{i}>" for i in range(300 - made.get_vocab_size())])
+    model = build_gpt2(made.get_vocab_size(), 32, 16, 2, 2, rngs=nnx.Rngs(0))
+    model.tokens.embedding[...] *= 30
+    save_gpt2(model, "small")
     made.save("small/tokenizer.json")
 
     sizes = (
