@@ -38,7 +38,7 @@ def by_hand(model, prompt, count, context):
 @pytest.mark.parametrize("scheme", [
     scheme if scheme == "learned" else pytest.param(scheme, marks=pytest.mark.slow) for scheme in SCHEMES
 ])  # fmt: skip
-@pytest.mark.parametrize("count", [4, 15])
+@pytest.mark.parametrize("count", [pytest.param(4, marks=pytest.mark.slow), 15])
 def test_greedy(count, scheme):
     """Prompts of different lengths, some of which outgrow the context of 12 before the others."""
     model = language_model(scheme)
@@ -55,7 +55,7 @@ def test_a_prompt_longer_than_the_context():
 
 
 @pytest.mark.parametrize("scheme", ["rotary", pytest.param("alibi", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("prompt", [PROMPT, np.arange(11)])
+@pytest.mark.parametrize("prompt", [pytest.param(PROMPT, marks=pytest.mark.slow), np.arange(11)])
 def test_a_window_goes_on_in_a_ring(prompt, scheme, monkeypatch):
     monkeypatch.setattr(generation, "RING_CHUNK", 4)
     model, mask = language_model(scheme), aj.sliding_window(3, 0)
@@ -90,7 +90,7 @@ def test_stop():
         assert tokens.tolist() == [*row[:length], *text] + [0] * (26 - int(end))
 
 
-@pytest.mark.parametrize("stop", [(), (2,)])
+@pytest.mark.parametrize("stop", [pytest.param((), marks=pytest.mark.slow), (2,)])
 def test_streaming_gives_the_same_tokens(stop):
     options = {"lengths": LENGTHS, "rng": RNG, "sampling": Sampling(top_k=5, repetition_penalty=1.1), "stop": stop}
     texts = generate(MODEL, PROMPTS, 20, **options)
@@ -114,7 +114,7 @@ def test_a_stream_compiles_one_step(monkeypatch):
     assert len(traces) == first > 0
 
 
-@pytest.mark.parametrize("temperature", [0.7, 2.0])
+@pytest.mark.parametrize("temperature", [0.7, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_tokens_are_drawn_from_the_softmax(temperature):
     prompts = np.tile(PROMPT, (2000, 1))
     draws = generate(MODEL, prompts, 1, rng=jax.random.key(5), sampling=Sampling(temperature=temperature)).tokens[:, -1]

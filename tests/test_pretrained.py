@@ -23,10 +23,16 @@ SIZES = {"vocab_size": 61, "context_length": 24, "embed_dim": 24, "num_heads": 3
 TOKENS = np.random.default_rng(0).integers(0, 61, (2, 17))
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("gpt2")
+    save_gpt2(build_gpt2(*SIZES.values(), rngs=nnx.Rngs(0)), directory)
+    return directory
+
+
 @pytest.fixture
-def saved(tmp_path):
-    save_gpt2(build_gpt2(*SIZES.values(), rngs=nnx.Rngs(0)), tmp_path)
-    return tmp_path
+def saved(original, tmp_path):
+    return shutil.copytree(original, tmp_path, dirs_exist_ok=True)
 
 
 def theirs(directory, **options):
@@ -43,6 +49,7 @@ def theirs(directory, **options):
     return model, torch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"n_inner": 40, "layer_norm_epsilon": 1e-3}])
 def test_logits_and_greedy_text_are_those_of_transformers(options, tmp_path):
     model, torch = theirs(tmp_path, **options)
@@ -64,6 +71,7 @@ def test_logits_and_greedy_text_are_those_of_transformers(options, tmp_path):
         assert text.tokens.tolist() == wanted[0].tolist()
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_read_by_transformers(tmp_path):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     model = build_gpt2(*SIZES.values(), rngs=nnx.Rngs(1))
