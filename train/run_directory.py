@@ -114,7 +114,14 @@ def load_start(start: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
     try:
         directory = start
         if str(start) in pretrained.REVISIONS and not start.exists():
-            directory = pretrained.download_gpt2(str(start))
+            try:
+                directory = pretrained.download_gpt2(str(start))
+            except (ValueError, ImportError):
+                raise
+            except Exception as error:  # the hub's library raises many kinds
+                raise InputError(
+                    f"--start {start}: it cannot be downloaded ({error}); give a directory that holds it"
+                ) from error
         if not (directory / "config.json").exists():
             return load(start)
         model = pretrained.load_gpt2(directory)
@@ -123,7 +130,7 @@ def load_start(start: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
         raise
     except ImportError as error:
         raise InputError(f'--start {start}: {error}; pip install "attention-jax[pretrained]"') from error
-    except Exception as error:  # the hub's library raises many kinds
+    except ValueError as error:
         raise InputError(f"--start {start}: {str(error).splitlines()[0]}") from error
     if len(tokenizer) != model.tokens.num_embeddings or model.norm.epsilon != 1e-5:
         raise InputError(
