@@ -2,7 +2,7 @@
 
     python -m train add
 
-Hardware: 2 CPU cores. Time: 4 minutes. Result: 99.3 % of 1024 new questions right.
+Hardware: 2 CPU cores. Time: 4 minutes. Result: 99.4 % of 1024 new questions right.
 """
 
 from configs.schema import Config, Data, Model, Optimizer

@@ -2,7 +2,7 @@
 
     python -m train sort
 
-Hardware: 2 CPU cores. Time: 1 minute. Result: 99.8 % of 1024 new questions right.
+Hardware: 2 CPU cores. Time: 1 minute. Result: 100 % of 1024 new questions right.
 """
 
 import dataclasses
