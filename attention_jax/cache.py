@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attention_jax.mask_tree import Mask, as_mask, static_int
+from attention_jax.arguments import static_int
+from attention_jax.mask_tree import Mask, as_mask
 
 
 @jax.tree_util.register_dataclass

@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from attention_jax.arguments import static_int
 from attention_jax.axes import map_heads
 from attention_jax.checks import (
     check_bias,
@@ -23,7 +24,6 @@ from attention_jax.checks import (
     check_scale,
 )
 from attention_jax.dropout import keep_positions
-from attention_jax.mask_tree import static_int
 from attention_jax.masks import causal
 from attention_jax.scores import apply_score, check_score
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from attention_jax.arguments import static_int
 from attention_jax.cache import KVCache, counted, look_back
-from attention_jax.mask_tree import static_int
 from attention_jax.modules.embedding import LearnedPositions
 from attention_jax.sampling import Sampling
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from attention_jax.mask_tree import Mask, brief, node, static
+from attention_jax.arguments import brief
+from attention_jax.mask_tree import Mask, node, static
 
 
 @node

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attention_jax.arguments import brief, positions_alike
 from attention_jax.axes import cut_leaves
 
 Span = tuple[int | jax.Array, int | jax.Array]
@@ -290,16 +291,6 @@ class Not(Mask):
         return f"~({self.mask!r})" if self.mask._binding < self._binding else f"~{self.mask!r}"
 
 
-def positions_alike(query_positions, key_positions) -> list[jax.Array]:
-    """Both as integer arrays with the same batch dimensions."""
-    arrays = [jnp.asarray(query_positions), jnp.asarray(key_positions)]
-    if any(array.ndim == 0 or not jnp.issubdtype(array.dtype, jnp.integer) for array in arrays):
-        got = " and ".join(map(brief, arrays))
-        raise TypeError(f"positions are integers, of queries [*B, T] and of keys [*B, S]; got {got}")
-    batch = max((array.shape[:-1] for array in arrays), key=len)
-    return [jnp.broadcast_to(array, (*batch, array.shape[-1])) for array in arrays]
-
-
 @node
 class Placed(Mask):
     mask: Mask
@@ -346,22 +337,6 @@ def check_placed(name: str, letters: list[str], queries: int, keys: int, T: int,
         raise ValueError(f"{name} is placed at {queries} query and {keys} key positions, expected T = {T} and S = {S}")
 
 
-def static_int(name: str, value, minimum: int | None = None) -> int:
-    """`value` as a Python int, or a `TypeError` that says why an array or a traced value will not do."""
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(
-            f"{name} must be static (a Python int known while tracing), got the traced {value.aval.str_short()}: "
-            "close over it or list it in jit's static_argnames; for bounds that depend on data use key_lengths, "
-            "segments or mask_from_function"
-        )
-    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    value = operator.index(value)
-    if minimum is not None and value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    return value
-
-
 def _not(truth: Truth) -> Truth:
     return not truth if isinstance(truth, bool) else ~truth
 
@@ -380,7 +355,3 @@ def _smaller(a, b):
 
 def _larger(a, b):
     return max(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.maximum(a, b)
-
-
-def brief(array) -> str:
-    return f"{array.dtype}{list(array.shape)}"

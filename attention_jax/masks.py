@@ -22,8 +22,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from attention_jax.arguments import static_int
 from attention_jax.mask_rules import Causal, Function, KeyLengths, Prefix, Segments, Window
-from attention_jax.mask_tree import Mask, as_mask, static_int
+from attention_jax.mask_tree import Mask, as_mask
 
 
 def causal(*, offset: int | None = None) -> Mask:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention_jax.mask_tree import static_int
+from attention_jax.arguments import static_int
 
 
 def sinusoidal_positions(positions, dim: int, *, base: float = 10000.0) -> jax.Array:

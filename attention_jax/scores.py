@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from attention_jax.arguments import positions_alike, static_int
 from attention_jax.checks import check_bias
 from attention_jax.mask_rules import check_offset
-from attention_jax.mask_tree import check_placed, positions_alike, static_int
+from attention_jax.mask_tree import check_placed
 
 
 class Score:

@@ -1,0 +1,38 @@
+"""What is asked of arguments that are numbers and positions; each error names the argument and the fix."""
+
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def static_int(name: str, value, minimum: int | None = None) -> int:
+    """`value` as a Python int, or a `TypeError` that says why an array or a traced value will not do."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} must be static (a Python int known while tracing), got the traced {value.aval.str_short()}: "
+            "close over it or list it in jit's static_argnames; for bounds that depend on data use key_lengths, "
+            "segments or mask_from_function"
+        )
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    value = operator.index(value)
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return value
+
+
+def positions_alike(query_positions, key_positions) -> list[jax.Array]:
+    """Both as integer arrays with the same batch dimensions."""
+    arrays = [jnp.asarray(query_positions), jnp.asarray(key_positions)]
+    if any(array.ndim == 0 or not jnp.issubdtype(array.dtype, jnp.integer) for array in arrays):
+        got = " and ".join(map(brief, arrays))
+        raise TypeError(f"positions are integers, of queries [*B, T] and of keys [*B, S]; got {got}")
+    batch = max((array.shape[:-1] for array in arrays), key=len)
+    return [jnp.broadcast_to(array, (*batch, array.shape[-1])) for array in arrays]
+
+
+def brief(array) -> str:
+    """Dtype and shape, for messages."""
+    return f"{array.dtype}{list(array.shape)}"
