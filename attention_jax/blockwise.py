@@ -21,7 +21,8 @@ from attention_jax.softmax import AttentionRule, Softmax
 
 BLOCK = 512
 NARROW_BLOCK = 128
-SCORES_A_STEP = 2**20
+SCORES_A_STEP = 2**19  # with more, temporaries pass 32 MiB, which malloc gives back after each call: page faults
+SCORES_AT_ONCE = 2**20  # a problem of no more is done in one step
 
 
 def blockwise_attention(
@@ -110,7 +111,7 @@ def block_grid(query_shape, value_shape, block_sizes: tuple[int, int]) -> Grid:
     B, G = math.prod(batch), N // K
     s = _fit(S, block_sizes[1])
     t = _fit(T, min(block_sizes[0], max(SCORES_A_STEP // (G * s), 32)))  # a step takes whole groups of heads
-    heads = max(SCORES_A_STEP // (t * s), 1)
+    heads = max((SCORES_A_STEP if B * N * T * S > SCORES_AT_ONCE else SCORES_AT_ONCE) // (t * s), 1)
     k = _divisor(K, heads // G)
     b = _divisor(B, heads // (G * k))
     return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s))
