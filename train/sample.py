@@ -57,19 +57,19 @@ def write(options: Sample) -> Iterator[str]:
     prompt, rng = tokenizer.encode(options.prompt), jax.random.key(options.seed)
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     stop = tokenizer.encode(END) if has_answers(config.data) else ()
-    tokens, shown = [], ""
     try:
-        for token in stream(model, prompt, options.length, rng=rng, sampling=sampling, stop=stop):
-            if not tokens:
-                yield options.prompt
-            tokens.append(int(token))
-            text = tokenizer.decode(tokens).split(END)[0] if len(stop) else tokenizer.decode(tokens)
-            if not text.endswith("\ufffd"):  # half of a character
-                yield text[len(shown) :]
-                shown = text
+        sampling.check()
     except ValueError as error:
         raise InputError(str(error)) from error
-    yield tokenizer.decode(tokens)[len(shown) :] if tokens and not len(stop) else "" if tokens else options.prompt
+    yield options.prompt
+    tokens, text, shown = [], "", ""
+    for token in stream(model, prompt, options.length, rng=rng, sampling=sampling, stop=stop):
+        tokens.append(int(token))
+        text = tokenizer.decode(tokens).split(END)[0] if len(stop) else tokenizer.decode(tokens)
+        if not text.endswith("\ufffd"):  # half of a character
+            yield text[len(shown) :]
+            shown = text
+    yield text[len(shown) :]
 
 
 def show(options: Sample) -> None:

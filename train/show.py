@@ -28,7 +28,7 @@ def sample(model: nnx.Module, dataset: Dataset, rng: jax.Array) -> str:
     lengths = [len(prompt) for prompt in prompts]
     table = np.stack([np.pad(prompt, (0, max(lengths) - len(prompt))) for prompt in prompts])
     options = {"rng": rng, "sampling": Sampling(temperature=0.0), "stop": tokenizer.encode(END)}
-    texts = generate(model, table, max(model.context_length - max(lengths), 1), lengths=lengths, **options)
+    texts = generate(model, table, max(model.context_length - min(lengths), 1), lengths=lengths, **options)
     for (question, answer), first, tokens, end in zip(dataset.shown, lengths, *map(np.asarray, texts), strict=True):
         written = tokenizer.decode(tokens[first:end]).split(END)[0]
         lines.append(f"{question}{written}" + ("" if written == answer else f"   (right: {answer})"))
