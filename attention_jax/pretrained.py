@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from attention_jax.modules import FeedForward, MultiHeadAttention, TransformerBlock, TransformerLM
 
@@ -97,17 +98,14 @@ def load_gpt2(directory: str | Path, *, sha256: str | None = None) -> Transforme
     sizes = config["vocab_size"], config["n_positions"], config["n_embd"], config["n_head"], config["n_layer"]
     options = {"epsilon": config["layer_norm_epsilon"], "hidden_dim": config["n_inner"]}
     graphdef, state = nnx.split(nnx.eval_shape(lambda: build_gpt2(*sizes, **options, rngs=nnx.Rngs(0))))
-    wanted = nnx.to_pure_dict(state)
-    names = _names(config["n_layer"])
-    stored = _stored_names(path, {name: _leaf(wanted, ours).shape for ours, name in names.items()})
+    wanted, names = flatten_dict(nnx.to_pure_dict(state)), _names(config["n_layer"])
+    stored = _stored_names(path, {name: wanted[ours].shape for ours, name in names.items()})
     with _open(path) as file:
-        for ours, name in names.items():
-            *parents, last = ours.split(".")
-            _leaf(wanted, ".".join(parents))[last] = jnp.asarray(file.get_tensor(stored[name]), jnp.float32)
+        params = {ours: jnp.asarray(file.get_tensor(stored[name]), jnp.float32) for ours, name in names.items()}
         head = stored.get("lm_head.weight")
         if head is not None and not (file.get_tensor(head) == file.get_tensor(stored["wte.weight"])).all():
             raise ValueError(f"{path}: lm_head.weight is not wte.weight, and this GPT-2's head is its embedding")
-    nnx.replace_by_pure_dict(state, wanted)
+    nnx.replace_by_pure_dict(state, unflatten_dict(params))
     return nnx.merge(graphdef, state)
 
 
@@ -123,13 +121,17 @@ def save_gpt2(model: TransformerLM, directory: str | Path) -> None:
     """
     from safetensors.numpy import save_file
 
-    params = nnx.to_pure_dict(nnx.state(model))
-    names = _names(model.num_layers)
+    params, names = flatten_dict(nnx.to_pure_dict(nnx.state(model))), _names(model.num_layers)
     block = None if model.scan else model.blocks[0]
-    fits = block is not None and isinstance(block.feed_forward, FeedForward) and model.head is None
-    if not fits or block.feed_forward.activation is not jax.nn.gelu or set(names) != set(_paths(params)):
+    if not (
+        set(params) == set(names)
+        and isinstance(block.feed_forward, FeedForward)
+        and block.feed_forward.activation is jax.nn.gelu
+        and block.attention.rotary is None
+        and block.attention.num_kv_heads == block.attention.num_heads
+    ):
         raise ValueError("this model is not of GPT-2's architecture: make it by build_gpt2 or load_gpt2")
-    tensors = {f"transformer.{name}": jax.device_get(_leaf(params, ours)) for ours, name in names.items()}
+    tensors = {f"transformer.{name}": jax.device_get(params[ours]) for ours, name in names.items()}
     (vocab_size, D), hidden_dim = tensors["transformer.wte.weight"].shape, block.feed_forward.up.out_features
     config = FIXED | {
         "architectures": ["GPT2LMHeadModel"], "vocab_size": vocab_size, "n_positions": model.context_length,
@@ -202,7 +204,7 @@ def download_gpt2(name: str = "gpt2", *, revision: str | None = None, limit: int
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MOST_JSON:
-            raise ValueError(f"{path} has more than {MOST_JSON} bytes")
+            raise ValueError(f"it has more than {MOST_JSON} bytes")
         config = json.loads(path.read_bytes(), object_pairs_hook=_unique)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -212,16 +214,15 @@ def _read_config(path: Path) -> dict[str, Any]:
         given = config.get(name, None if name == "model_type" else wanted)
         if given != wanted:
             raise ValueError(f"{path}: {name} must be {wanted!r}, got {given!r}")
-    for name in ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer"):
+    config = {"layer_norm_epsilon": 1e-5, "n_inner": None} | config
+    sizes = "vocab_size", "n_positions", "n_embd", "n_head", "n_layer"
+    for name in sizes if config["n_inner"] is None else (*sizes, "n_inner"):
         if type(config.get(name)) is not int or not 0 < config[name] < 2**24:
             raise ValueError(f"{path}: {name} must be a positive integer below 2**24, got {config.get(name)!r}")
     if config["n_embd"] % config["n_head"] or config["n_layer"] > 1000:
         raise ValueError(f"{path}: {config['n_embd']} channels, {config['n_head']} heads, {config['n_layer']} layers")
-    config = {"layer_norm_epsilon": 1e-5, "n_inner": None} | config
     if type(config["layer_norm_epsilon"]) is not float or not 0 < config["layer_norm_epsilon"] < 1:
         raise ValueError(f"{path}: layer_norm_epsilon must be between 0 and 1, got {config['layer_norm_epsilon']!r}")
-    if config["n_inner"] is not None and (type(config["n_inner"]) is not int or not 0 < config["n_inner"] < 2**24):
-        raise ValueError(f"{path}: n_inner must be a positive integer below 2**24, got {config['n_inner']!r}")
     return config
 
 
@@ -279,19 +280,9 @@ def _unique(pairs):
     return fields
 
 
-def _names(num_layers: int) -> dict[str, str]:
-    """The name in GPT-2's files of each parameter's path."""
-    blocks = {f"blocks.{i}.{ours}": f"h.{i}.{name}" for i in range(num_layers) for ours, name in BLOCK_NAMES.items()}
-    return NAMES | blocks
-
-
-def _leaf(tree, path: str):
-    for name in path.split("."):
-        tree = tree[int(name) if name.isdigit() else name]
-    return tree
-
-
-def _paths(tree, before: str = "") -> list[str]:
-    if not isinstance(tree, dict):
-        return [before]
-    return [path for name in tree for path in _paths(tree[name], f"{before}.{name}" if before else str(name))]
+def _names(num_layers: int) -> dict[tuple[str | int, ...], str]:
+    """The name in GPT-2's files of each parameter, by its path in the model."""
+    names = {tuple(ours.split(".")): name for ours, name in NAMES.items()}
+    for i in range(num_layers):
+        names |= {("blocks", i, *ours.split(".")): f"h.{i}.{name}" for ours, name in BLOCK_NAMES.items()}
+    return names

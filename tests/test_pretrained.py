@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import types
+from functools import partial
 
 import huggingface_hub
 import jax
@@ -15,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from attention_jax import pretrained
 from attention_jax.generate import generate
-from attention_jax.modules import TransformerLM
+from attention_jax.modules import FeedForward, MultiHeadAttention, TransformerBlock, TransformerLM
+from attention_jax.positions import rotary_frequencies
 from attention_jax.pretrained import build_gpt2, download_gpt2, load_gpt2, load_tokenizer, save_gpt2
 from attention_jax.sampling import Sampling
 
@@ -200,10 +202,18 @@ def test_a_flipped_byte_is_found_by_the_hash(saved):
 
 
 def test_models_that_are_no_gpt2_are_not_saved(tmp_path):
+    def block(**options):
+        gelu = partial(FeedForward, activation=jax.nn.gelu)
+        return partial(
+            TransformerBlock, attention=partial(MultiHeadAttention, fused=True, **options), feed_forward=gelu
+        )
+
     for model in (
         TransformerLM(61, 24, 24, 3, 2, rngs=nnx.Rngs(0)),
         TransformerLM(61, 24, 24, 3, 2, scan=True, rngs=nnx.Rngs(0)),
         TransformerLM(61, 24, 24, 3, 2, tied=False, rngs=nnx.Rngs(0)),
+        TransformerLM(61, 24, 24, 3, 2, block=block(rotary=rotary_frequencies(8)), rngs=nnx.Rngs(0)),
+        TransformerLM(61, 24, 24, 4, 2, block=block(num_kv_heads=2), rngs=nnx.Rngs(0)),
     ):
         with pytest.raises(ValueError, match="not of GPT-2's architecture"):
             save_gpt2(model, tmp_path)
