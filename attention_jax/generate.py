@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from attention_jax.arguments import static_int
-from attention_jax.cache import KVCache, counted, look_back
+from attention_jax.cache import KVCache, look_back
 from attention_jax.modules.embedding import LearnedPositions
 from attention_jax.sampling import Sampling
 
@@ -135,25 +135,29 @@ def _prepare(model, prompt, num_tokens, lengths, sampling, stop, mask):
     sampling.check()
     vocab_size = model.tokens.num_embeddings
     _check_range("lengths", lengths, 1, P)
-    _check_range("prompt", jnp.where(counted(jnp.zeros(B, int), P) < lengths[:, None], prompt, 0), 0, vocab_size - 1)
+    _check_range("prompt", jnp.where(_columns(prompt) < lengths[:, None], prompt, 0), 0, vocab_size - 1)
     _check_range("stop", stop, 0, vocab_size - 1)
 
     total, before = P + num_tokens, look_back(mask)
-    plan = partial(Plan, nnx.graphdef(model), num_tokens, sampling.temperature == 0)
+    graphdef, params = nnx.split(model)
+    plan = partial(Plan, graphdef, num_tokens, sampling.temperature == 0)
     if before is not None and not isinstance(model.positions, LearnedPositions) and before + RING_CHUNK < total:
         plan = plan(before + RING_CHUNK, RING_CHUNK, ring=True)
     else:
         capacity = min(total, model.context_length)
         plan = plan(capacity, capacity, ring=False)
-    return plan, nnx.split(model)[1], _shift(prompt, P - lengths, first=P - lengths), lengths
+    return plan, params, _shift(prompt, P - lengths, first=P - lengths), lengths
 
 
 def _shift(tokens, by, *, first=0, last=None):
     """Each row moved to the right by so much, and 0 outside its columns `first` to `last`."""
-    columns = counted(jnp.zeros(len(tokens), int), tokens.shape[1])
-    last = jnp.full(len(tokens), tokens.shape[1]) if last is None else last
+    columns, last = _columns(tokens), jnp.full(len(tokens), tokens.shape[1]) if last is None else last
     inside = (columns >= jnp.broadcast_to(first, len(tokens))[:, None]) & (columns < last[:, None])
     return jnp.where(inside, jax.vmap(jnp.roll)(tokens, by), 0)
+
+
+def _columns(tokens):
+    return jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1)
 
 
 def _check_range(name, values, least, most):
@@ -186,7 +190,7 @@ def _step(params, state, rng, sampling, stop, mask, *, plan) -> State:
     """Draw a token, write it, and read it."""
     seen = None
     if sampling.repetition_penalty is not None:
-        columns = counted(jnp.zeros_like(state.length), state.tokens.shape[1])
+        columns = _columns(state.tokens)
         own = (columns < state.column) & (columns >= state.column - state.length[:, None])
         seen = jax.vmap(lambda tokens, own: jnp.zeros(state.logits.shape[1], bool).at[tokens].max(own))(
             state.tokens, own
@@ -201,8 +205,9 @@ def _step(params, state, rng, sampling, stop, mask, *, plan) -> State:
     column, length = state.column + 1, state.length + ~state.done
 
     def read_on():
-        hidden, cache = nnx.merge(plan.graphdef, params).hidden(token[:, None], mask=mask, cache=state.cache)
-        return nnx.merge(plan.graphdef, params).logits(hidden[:, -1]), cache
+        model = nnx.merge(plan.graphdef, params)
+        hidden, cache = model.hidden(token[:, None], mask=mask, cache=state.cache)
+        return model.logits(hidden[:, -1]), cache
 
     def read_anew():
         text = jax.lax.dynamic_slice_in_dim(tokens, column - plan.capacity, plan.capacity, axis=1)
@@ -227,7 +232,7 @@ def _read(params, tokens, held, mask, plan):
     chunks = tokens[:, first:].reshape(B, -1, plan.chunk).swapaxes(0, 1)
 
     def read(before, chunk):
-        hidden, cache = nnx.merge(plan.graphdef, params).hidden(chunk, mask=mask, cache=before[1])
+        hidden, cache = model.hidden(chunk, mask=mask, cache=before[1])
         return (hidden[:, -1], cache), None
 
     (last, cache), _ = jax.lax.scan(read, (hidden[:, -1], cache), chunks)
