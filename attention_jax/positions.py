@@ -45,30 +45,40 @@ def sinusoidal_positions(positions, dim: int, *, base: float = 10000.0) -> jax.A
     return jnp.asarray(both.reshape(*positions.shape, dim), float)
 
 
-def learned_positions(table, length: int, *, offset: int = 0) -> jax.Array:
-    """Rows `offset .. offset + length` of a learned table (Gehring et al. 2017, arXiv:1705.03122).
+def learned_positions(table, positions) -> jax.Array:
+    """Rows of a learned table (Gehring et al. 2017, arXiv:1705.03122).
 
     Args:
       table: `[max_length, D]`, a parameter.
-      length: number of positions T (static int).
-      offset: the first position (static int).
+      positions: how many, T, from 0 on (static int); or integers `[*B, T]`, which may be traced.
 
     Returns:
-      `[T, D]`.
+      `[T, D]` or `[*B, T, D]`; NaN for a traced position that the table has no row for.
 
     Raises:
       ValueError: the table has no row for one of the positions; indexing would silently repeat its last row.
 
-    >>> learned_positions(jnp.zeros((16, 4)), 3, offset=13).shape
+    >>> learned_positions(jnp.zeros((16, 4)), 3).shape
     (3, 4)
+    >>> learned_positions(jnp.zeros((16, 4)), jnp.array([[13, 14, 15], [0, 1, 2]])).shape
+    (2, 3, 4)
     """
-    length, offset = static_int("learned_positions(length=)", length), static_int("learned_positions(offset=)", offset)
-    if not 0 <= offset <= offset + length <= table.shape[0]:
+    rows = len(table)
+    if jnp.ndim(positions) == 0:
+        first, last = 0, static_int("learned_positions(positions=)", positions, minimum=0) - 1
+    elif isinstance(positions, jax.core.Tracer) or positions.size == 0:
+        first, last = 0, -1
+    else:
+        first, last = int(positions.min()), int(positions.max())
+    if first < 0 or last >= rows:
         raise ValueError(
-            f"positions {offset} to {offset + length} do not fit the position table of {table.shape[0]} rows: "
+            f"positions {first} to {last} do not fit the position table of {rows} rows: "
             "shorten the sequence, or build the model with a longer context"
         )
-    return table[offset : offset + length]
+    if jnp.ndim(positions) == 0:
+        return table[:positions]
+    positions = jnp.where(positions < 0, rows, positions)  # which else count from the end
+    return jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 def rotary_frequencies(dim: int, *, base: float = 10000.0) -> jax.Array:

@@ -105,7 +105,7 @@ REFUSED = {
     "split_heads: traced heads": (traced(lambda n: aj.split_heads(jnp.ones((3, 4)), n), 2), TypeError, "num_heads must be static"),
     "split_heads: no heads to split into": (lambda: aj.split_heads(jnp.ones((3, 4)), 0), ValueError, "num_heads must be at least 1"),
     "alibi_slopes: traced slopes": (traced(aj.alibi_slopes, 2), TypeError, "must be static"),
-    "learned_positions: traced position": (traced(lambda o: aj.learned_positions(jnp.ones((4, 2)), 1, offset=o), 1), TypeError, "offset.*must be static"),
+    "learned_positions: traced position": (traced(lambda T: aj.learned_positions(jnp.ones((4, 2)), T), 1), TypeError, "positions.*must be static"),
     "learned_positions: position beyond the table": (lambda: aj.learned_positions(jnp.ones((4, 2)), 5), ValueError, "4 rows"),
     "sinusoidal_positions: traced length": (traced(lambda n: aj.sinusoidal_positions(n, 4), 3), TypeError, "positions.*must be static"),
     "sinusoidal_positions: odd sinusoid": (lambda: aj.sinusoidal_positions(3, 5), ValueError, "even"),
@@ -218,7 +218,7 @@ REFUSED = {
         ValueError, "this model has neither",
     ),
     "modules.LearnedPositions: beyond the table": (
-        lambda: modules.LearnedPositions(4, 8, rngs=rngs())(np.array([2, 4])), ValueError, "positions 2 to 5 do not fit",
+        lambda: modules.LearnedPositions(4, 8, rngs=rngs())(np.array([2, 4])), ValueError, "positions 2 to 4 do not fit",
     ),
     "modules.from_torch: another module": (lambda: modules.from_torch(modules.FeedForward(8, rngs=rngs()), {}), TypeError, "got FeedForward"),
     "modules.to_torch: another module": (lambda: modules.to_torch(modules.FeedForward(8, rngs=rngs()), {}), TypeError, "got FeedForward"),

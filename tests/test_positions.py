@@ -20,9 +20,9 @@ def test_sinusoidal_is_the_paper():
 
 def test_learned_positions_are_rows():
     table = jax.random.normal(jax.random.key(0), (16, 4))
-    np.testing.assert_array_equal(aj.learned_positions(table, 5, offset=3), table[3:8])
+    np.testing.assert_array_equal(aj.learned_positions(table, jnp.arange(3, 8)), table[3:8])
     with pytest.raises(ValueError, match="16 rows"):
-        aj.learned_positions(table, 5, offset=12)
+        aj.learned_positions(table, jnp.arange(12, 17))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

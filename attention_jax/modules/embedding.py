@@ -1,7 +1,6 @@
 """Position embeddings that a language model adds to its token embeddings."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from attention_jax.positions import learned_positions, sinusoidal_positions
@@ -24,14 +23,9 @@ class LearnedPositions(nnx.Module):
         self.table = nnx.Param(init(rngs.params(), (context_length, embed_dim)))
 
     def __call__(self, positions) -> jax.Array:
-        """The embeddings of the first so many positions, `[T, D]`, or of integers `[*B, T]`, `[*B, T, D]`; NaN for
-        a traced one that the table does not have."""
-        if isinstance(positions, int):
-            return learned_positions(self.table[...], positions)
-        if not isinstance(positions, jax.core.Tracer) and positions.size:
-            learned_positions(self.table[...], int(positions.max()) + 1 - (least := int(positions.min())), offset=least)
-        positions = jnp.where(positions < 0, len(self.table[...]), positions)  # which else count from the end
-        return jnp.take(self.table[...], positions, axis=0, mode="fill", fill_value=jnp.nan)
+        """The embeddings of the first so many positions, `[T, D]`, or of integers `[*B, T]`, `[*B, T, D]`: see
+        `learned_positions`."""
+        return learned_positions(self.table[...], positions)
 
 
 class SinusoidalPositions(nnx.Module):
