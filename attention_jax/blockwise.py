@@ -5,7 +5,7 @@ How arbitrary arguments become the canonical operands of `softmax.Softmax`.
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,8 @@ def blockwise_attention(
     """
     query, key, value = check_many_heads(query, key, value)
     rate = check_dropout(dropout_rate, dropout_rng)
-    *batch, T, N, H = query.shape
-    S, K, Hv = value.shape[-3:]
+    *batch, T, N, _ = query.shape
+    S, _, Hv = value.shape[-3:]
     mask = None if mask is None else as_mask(mask)
     score = check_score(score, (*batch, N, T, S))
     if mask is not None:
@@ -48,6 +48,33 @@ def blockwise_attention(
     if 0 in (*query.shape, *value.shape):
         return jnp.zeros((*batch, T, N, Hv), query.dtype), jnp.full((*batch, N, T), -jnp.inf, accumulator(query.dtype))
     grid = block_grid(query.shape, value.shape, block_sizes or block_sizes_for(mask, S))
+    problem = canonical(query, key, value, mask, score, scale, rate, dropout_rng, precision, grid)
+    output, lse = problem.softmax()
+    return output[:, :T].reshape(*batch, T, N, Hv).astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
+
+
+class Problem(NamedTuple):
+    """Arguments in canonical form: the arrays of mask and score, dropout's seed, query, key and value."""
+
+    rule: AttentionRule
+    grid: Grid
+    operands: tuple[jax.Array, ...]
+    axes: tuple[str, ...]
+
+    def softmax(self) -> list[jax.Array]:
+        """Output `[b, t, K, G, Hv]` and log-sum-exp `[b, K, G, t]`, with t padded to whole blocks."""
+        b, k, g, t = (self.grid.length(letter) for letter in "bkgt")
+        value = self.operands[-1]
+        outputs = (b, t, k, g, value.shape[-1]), (b, k, g, t)
+        outputs = tuple(jax.ShapeDtypeStruct(shape, accumulator(value.dtype)) for shape in outputs)
+        axes = "btkg.", "bkgt"
+        return Softmax(self.rule, self.grid, self.axes, axes, outputs, static_kind=self.rule.masks == 0)(*self.operands)
+
+
+def canonical(query, key, value, mask, score, scale, rate, dropout_rng, precision, grid: Grid) -> Problem:
+    """The arguments of attention, checked, for a loop over blocks."""
+    *batch, T, N, H = query.shape
+    S, K = value.shape[-3:-1]
     dtype = accumulator(query.dtype)
 
     positions = jnp.arange(grid.size("t"))[:, None], jnp.arange(grid.size("s"))[None, :]
@@ -58,8 +85,8 @@ def blockwise_attention(
     operands, axes = [], []
     for part in (mask, score):
         for leaf, letters in zip(jax.tree.leaves(part), [] if part is None else part.axes(), strict=True):
-            leaf, letters = _canonical(jnp.asarray(leaf), letters, batch, K, N)
-            operands.append(_pad(leaf, letters, grid))
+            leaf, letters = canonical_array(jnp.asarray(leaf), letters, batch, K, N)
+            operands.append(pad(leaf, letters, grid))
             axes.append(letters)
     rule = AttentionRule(
         mask=jax.tree.structure(mask),
@@ -79,19 +106,9 @@ def blockwise_attention(
     query = _scaled(query.astype(dtype), check_scale(scale, H)).reshape(grid.length("b"), T, K, N // K, H)
     key, value = (x.reshape(grid.length("b"), S, K, x.shape[-1]) for x in (key, value))
     for array, letters in ((query, "btkg."), (key, "bsk."), (value, "bsk.")):
-        operands.append(_pad(array, letters, grid))
+        operands.append(pad(array, letters, grid))
         axes.append(letters)
-    b, t = grid.length("b"), grid.length("t")
-    softmax = Softmax(
-        rule,
-        grid,
-        tuple(axes),
-        ("btkg.", "bkgt"),
-        (jax.ShapeDtypeStruct((b, t, K, N // K, Hv), dtype), jax.ShapeDtypeStruct((b, K, N // K, t), dtype)),
-        static_kind=rule.masks == 0,
-    )
-    output, lse = softmax(*operands)
-    return output[:, :T].reshape(*batch, T, N, Hv).astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
+    return Problem(rule, grid, tuple(operands), tuple(axes))
 
 
 def block_sizes_for(mask: Mask | None, S: int) -> tuple[int, int]:
@@ -133,7 +150,7 @@ def _scaled(query, scale):
     return jnp.where(finite, jnp.where(finite, query, 0) * scale, jnp.nan)
 
 
-def _canonical(array, letters, batch, K, N):
+def canonical_array(array, letters, batch, K, N):
     """`by_group`, with the batch dimensions made one; and the letters of what is left."""
     array, axes = by_group(array, letters, len(batch), K, N)
     names = "".join(a for a, axis in zip("kg", axes[-2:], strict=True) if axis == 0)
@@ -146,7 +163,7 @@ def _canonical(array, letters, batch, K, N):
     return array, names
 
 
-def _pad(array, letters, grid):
+def pad(array, letters, grid):
     widths = [
         (0, grid.length(letter) - size if letter in "ts" and size != 1 else 0)
         for letter, size in zip(letters, array.shape, strict=True)

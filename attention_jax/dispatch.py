@@ -77,11 +77,11 @@ def attention_and_lse(
     [[1.3860000371932983, 1.3860000371932983, 1.3860000371932983, 1.3860000371932983]]
     """
     name, _ = _choose(*check_many_heads(query, key, value), implementation)
-    mask, score = _placed(mask, score, positions)
+    mask, score = placed(mask, score, positions)
     return IMPLEMENTATIONS[name](query, key, value, mask=mask, score=score, **options)
 
 
-def _placed(mask, score, positions):
+def placed(mask, score, positions):
     """Mask and score as rules on the positions that are given."""
     if positions is None:
         return mask, score
@@ -153,7 +153,7 @@ def explain(
     """
     query, key, value = check_many_heads(query, key, value)
     name, reason = _choose(query, key, value, implementation)
-    mask, score = _placed(mask, score, positions)
+    mask, score = placed(mask, score, positions)
 
     def run(query, key, value, mask):
         return attention(query, key, value, mask=mask, score=score, implementation=name, **options)

@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum
-from attention_jax.blocks import Sweep
 from attention_jax.dropout import keep_positions
-from attention_jax.operation import vary_like
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class AttentionRule:
     def cleaned(self, operands):
         """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
         blocks, which are in the cache, it costs next to nothing."""
-        mask, score, seed, (query, key, value, *lse) = self.unpack(operands)
-        return mask, score, seed, [*(jnp.where(jnp.isfinite(x), x, 0) for x in (query, key, value)), *lse]
+        mask, score, seed, (*arrays, lse) = self.unpack(operands)
+        return mask, score, seed, [*(jnp.where(jnp.isfinite(x), x, 0) for x in arrays), lse]
 
     def span(self, outer, first, last, length):
         mask = jax.tree.unflatten(self.mask, [None] * self.masks)
@@ -79,6 +78,11 @@ class AttentionRule:
         finite = jnp.where(jnp.isfinite(logits), logits, 0)  # a score of -inf hides what overflows, too
         return score.apply(finite, block.head, block.rows, block.columns)
 
+    def logits(self, block, masked, mask, score, query, key):
+        """`[t, s]`, -inf where a key is not seen."""
+        logits = self.scored(block, self.product(query, key.T), score)
+        return jnp.where(self.visible(block, mask), logits, -jnp.inf) if masked else logits
+
     def dropped(self, block, weights, seed):
         if seed is None:
             return weights
@@ -91,10 +95,7 @@ class AttentionRule:
     def term(self, block, masked, *operands):
         """Weighted values, and the sum of the weights; the log-sum-exp is taken as given."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
-        logits = self.scored(block, self.product(query, key.T), score)
-        if masked:
-            logits = jnp.where(self.visible(block, mask), logits, -jnp.inf)
-        weights = jnp.exp(logits - lse[:, None])
+        weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
         return self.product(self.dropped(block, weights, seed), value), jnp.sum(weights, axis=-1)
 
     def transposed_tangent(self, block, masked, operands, moving, cotangents):
@@ -135,42 +136,25 @@ class AttentionRule:
 
 
 @dataclass(frozen=True)
-class Softmax(Sweep):
+class Softmax(Fold):
     """Attention's output `[B, T, K, G, Hv]` and log-sum-exp `[B, K, G, T]`, both in float32 or better: the gradient is
     a difference of near values, which a rounded output would spoil."""
 
-    def run(self, *operands):
-        carried = ("bkgt", "bkgt", "bkgt.")
-        dtype = self.outputs[1].dtype
-        lengths = [self.grid.size(letter) for letter in "bkgt"]
-        Hv = self.outputs[0].shape[-1]
+    carried = ("bkgt", "bkgt", "bkgt.")  # the highest logit, the sum of the weights, that of the weighted values
 
-        def nothing():
-            peak, total = jnp.full(lengths, jnp.finfo(dtype).min, dtype), jnp.zeros(lengths, dtype)
-            return [vary_like(x, operands) for x in (peak, total, jnp.zeros((*lengths, Hv), dtype))]
+    def nothing(self):
+        dtype, lengths = self.outputs[1].dtype, [self.grid.size(letter) for letter in "bkgt"]
+        peak, total = jnp.full(lengths, jnp.finfo(dtype).min, dtype), jnp.zeros(lengths, dtype)
+        return [peak, total, jnp.zeros((*lengths, self.outputs[0].shape[-1]), dtype)]
 
-        def step(start, carry, blocks):
-            def online(masked):
-                def one_head(block, *operands):
-                    before = len(operands) - len(carry)
-                    return self.online(block, masked, operands[:before], *operands[before:])
+    def finish(self, carry):
+        peak, total, sums = carry
+        blind = total == 0
+        total = jnp.where(blind, 1, total)
+        lse = jnp.where(blind, -jnp.inf, peak + jnp.log(total))
+        return [jnp.moveaxis(sums / total[..., None], 3, 1), lse]
 
-                axes = self.axes + carried[: len(carry)]
-                return list(self.by_head(one_head, axes, carried, start, [*blocks, *carry]))
-
-            return self.by_kind(start, blocks, carry or nothing(), online), []
-
-        def last(carry):
-            peak, total, sums = carry
-            blind = total == 0
-            total = jnp.where(blind, 1, total)
-            lse = jnp.where(blind, -jnp.inf, peak + jnp.log(total))
-            return [jnp.moveaxis(sums / total[..., None], 3, 1), lse]
-
-        first = list if self.grid.steps("s") == 1 else nothing  # a lone block has none before it
-        return self.loop(operands, "t", first, step, last)
-
-    def online(self, block, masked, operands, *before):
+    def fold(self, block, masked, operands, *before):
         rule = self.rule
         mask, score, seed, (query, key, value) = rule.unpack(operands)
         products = rule.product(query, key.T)
