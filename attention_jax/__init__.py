@@ -48,6 +48,8 @@ from attention_jax.scores import bias as bias
 from attention_jax.scores import relative_bias as relative_bias
 from attention_jax.scores import score_from_function as score_from_function
 from attention_jax.scores import soft_cap as soft_cap
+from attention_jax.statistics import AttentionStatistics as AttentionStatistics
+from attention_jax.statistics import attention_statistics as attention_statistics
 from attention_jax.weights import attention_weights as attention_weights
 
 __version__ = "0.1.0"

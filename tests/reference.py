@@ -128,3 +128,37 @@ def bucket(distance, buckets, max_distance, bidirectional):
         return first + distance
     wide = exact + int(math.log(distance / exact) / math.log(max_distance / exact) * (buckets - exact))
     return first + min(wide, buckets - 1)
+
+
+def statistics(weights, seen, tokens, top_k):
+    """What weights `[*B, N, T, S]` say, given which keys are seen, `[*B, N, T, S]`, and tokens `[*B, T]`, T = S: a
+    dictionary by the names of `AttentionStatistics`."""
+    *lead, T, S = weights.shape
+    entropy, distance, received = np.zeros((*lead, T)), np.zeros((*lead, T)), np.zeros((*lead, S))
+    top_keys, top_weights = np.full((*lead, T, top_k), -1), np.zeros((*lead, T, top_k))
+    kinds = {
+        "previous_token": lambda tokens, t, s: s == t - 1,
+        "first_token": lambda tokens, t, s: s == 0,
+        "duplicate_token": lambda tokens, t, s: s < t and tokens[s] == tokens[t],
+        "induction": lambda tokens, t, s: 1 <= s <= t and tokens[s - 1] == tokens[t],
+    }
+    scores = {name: np.zeros(lead) for name in kinds}
+    for index in np.ndindex(*lead):
+        found = {name: [] for name in kinds}
+        for t in range(T):
+            row, keys = weights[index][t], np.flatnonzero(seen[index][t])
+            entropy[index][t] = -sum(row[s] * math.log(row[s]) for s in keys if row[s] > 0)
+            distance[index][t] = sum(row[s] * abs(t - s) for s in keys)
+            best = sorted(keys, key=lambda s: (-row[s], s))[:top_k]
+            top_keys[index][t][: len(best)], top_weights[index][t][: len(best)] = best, row[best]
+            received[index] += row
+            for name, is_one in kinds.items():
+                ones = [s for s in keys if is_one(tokens[index[:-1]], t, s)]
+                if ones:
+                    found[name].append(sum(row[s] for s in ones))
+        for name, masses in found.items():
+            scores[name][index] = np.mean(masses) if masses else 0
+    return {
+        "entropy": entropy, "distance": distance, "received": received, "top_keys": top_keys,
+        "top_weights": top_weights, **scores,
+    }  # fmt: skip
