@@ -9,6 +9,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from attention_jax.generate import generate
+from attention_jax.inspection import inspect
 from attention_jax.sampling import Sampling
 from attention_jax.view.plot import plot_heads
 from train.data import END, Dataset
@@ -41,12 +42,13 @@ def plot_attention(model: nnx.Module, dataset: Dataset, path: Path) -> None:
     graphdef, params = nnx.split(model)
     path.parent.mkdir(exist_ok=True)
     labels = [dataset.tokenizer.decode([token]) for token in tokens]
-    plot_heads(_weights(params, tokens, graphdef=graphdef), labels).savefig(path, dpi=130)
+    plot_heads(weights_of(params, tokens, graphdef=graphdef), labels).savefig(path, dpi=130)
 
 
 @partial(jax.jit, static_argnames="graphdef")
-def _weights(params, tokens, *, graphdef):
-    return nnx.merge(graphdef, params)(tokens, return_weights=True)[1]
+def weights_of(params, tokens, *, graphdef):
+    """`inspect`, compiled once for all models of a shape."""
+    return inspect(nnx.merge(graphdef, params), tokens)
 
 
 def plot_loss(records: list[dict], path: Path) -> None:

@@ -56,7 +56,7 @@ class SingleHeadAttention(nnx.Module):
         dropout = _dropout_arguments(self.dropout_rate, rngs)
         output = attention(query, key, value, mask=mask, **dropout)[..., 0, :]
         if return_weights:
-            return output, _recover_weights(attention, query, key, mask)[..., 0, :, :]
+            return output, recover_weights(attention, query, key, mask)[..., 0, :, :]
         return output
 
     def _projections(self, x, context):
@@ -215,7 +215,7 @@ class MultiHeadAttention(nnx.Module):
         if cache is not None:
             return output, cache
         if return_weights:
-            return output, _recover_weights(self.attention_fn, query, key, mask)
+            return output, recover_weights(self.attention_fn, query, key, mask)
         return output
 
     def empty_cache(self, capacity: int, **options) -> KVCache:
@@ -243,7 +243,7 @@ class MultiHeadAttention(nnx.Module):
         return project_separate(x, x if context is None else context, kernels, biases, **heads)
 
 
-def _recover_weights(attention_fn, query, key, mask) -> jax.Array:
+def recover_weights(attention_fn, query, key, mask) -> jax.Array:
     """The weights `[*B, N, T, S]` of any `attention_fn`: attention is linear in the value, and these are what it makes
     of the identity."""
     query, key = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key))

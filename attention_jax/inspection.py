@@ -1,0 +1,223 @@
+"""What the heads of a model do: their weights, their share in a logit, and the model without them.
+
+weights = inspect(model, tokens)                         # [layers, *B, N, T, T]
+statistics = inspect_statistics(model, tokens)           # the same in linear memory
+shares = contributions(model, tokens, target)            # who wrote the logit of a token
+without = ablate(model, [(0, 3), (1, 2)])                # a model in which heads are silent
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention_jax.arguments import static_int
+from attention_jax.dispatch import attention
+from attention_jax.modules.attention import ModuleList, MultiHeadAttention, recover_weights
+from attention_jax.modules.transformer import TransformerLM
+from attention_jax.statistics import AttentionStatistics, attention_statistics
+
+
+class Heads(NamedTuple):
+    """What a `MultiHeadAttention` was called with, and what its heads made of it."""
+
+    query: jax.Array
+    """`[*B, T, N, H]`, rotated and normalised."""
+    key: jax.Array
+    """`[*B, S, K, H]`."""
+    output: jax.Array
+    """`[*B, T, N, H]`, before the heads are joined."""
+    mask: object
+    attention_fn: Callable
+
+
+class Contributions(NamedTuple):
+    """Parts of a logit, which add up to it."""
+
+    heads: jax.Array
+    """`[layers, *B, N]`, what each head adds by itself, without what later layers make of it."""
+    rest: jax.Array
+    """`[*B]`, what embeddings, feed-forward networks and biases add."""
+    logit: jax.Array
+    """`[*B]`."""
+
+
+def inspect(model: nnx.Module, tokens, **options) -> jax.Array:
+    """The attention weights of every layer.
+
+    Args:
+      model: of `MultiHeadAttention` modules, such as a `TransformerLM`; called with `tokens` and `**options`.
+      tokens: integers `[*B, T]`; or what else the model takes.
+      **options: of the call, such as `mask=`.
+
+    Returns:
+      `[layers, *B, N, T, S]`, in the order in which the layers ran.
+
+    >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
+    >>> inspect(model, jnp.arange(10)).shape
+    (2, 4, 10, 10)
+    """
+    heads, _ = record(model, tokens, **options)
+    return jnp.stack([recover_weights(each.attention_fn, each.query, each.key, each.mask) for each in heads])
+
+
+def inspect_statistics(model: nnx.Module, tokens, *, top_k: int = 4, **options) -> AttentionStatistics:
+    """What `attention_statistics` says of every layer, with a leading axis of layers; in linear memory.
+
+    Args:
+      model, tokens, **options: as `inspect`; the model's `attention_fn` is `attention` or a `partial` of it.
+      top_k: as `attention_statistics`.
+
+    Raises:
+      ValueError: another `attention_fn`, of which only the weights can be had.
+
+    >>> model = TransformerLM(65, 4096, 32, 4, 2, rngs=nnx.Rngs(0))
+    >>> inspect_statistics(model, jnp.arange(4096) % 65).induction.shape
+    (2, 4)
+    """
+    heads, _ = record(model, tokens, **options)
+    layers = []
+    for each in heads:
+        known = {} if each.attention_fn is attention else getattr(each.attention_fn, "keywords", {})
+        if each.attention_fn is not attention and getattr(each.attention_fn, "func", None) is not attention:
+            raise ValueError(
+                f"statistics are those of attention_jax.attention or a partial of it, and this model attends by "
+                f"{each.attention_fn}: take the weights, by inspect"
+            )
+        options = {name: value for name, value in known.items() if name in ("score", "scale", "precision")}
+        same = each.query.shape[-3] == each.key.shape[-3]
+        shared = {"tokens": tokens} if same and jnp.issubdtype(jnp.result_type(tokens), jnp.integer) else {}
+        options |= {"mask": each.mask, "top_k": top_k} | shared
+        layers.append(attention_statistics(each.query, each.key, **options))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+
+def contributions(model: TransformerLM, tokens, target, *, position: int = -1, **options) -> Contributions:
+    """How much of a logit each head wrote: direct logit attribution (Elhage et al. 2021, "A Mathematical Framework for
+    Transformer Circuits").
+
+    The last norm's scale is taken as it is, which makes the logit a sum over all that was added to the residual stream.
+
+    Args:
+      tokens: `[*B, T]`.
+      target: the token whose logit it is, an integer or `[*B]`.
+      position: where it is predicted (static int).
+      **options: of the call, such as `mask=`.
+
+    Raises:
+      ValueError: a norm that is neither LayerNorm nor RMSNorm.
+
+    >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
+    >>> parts = contributions(model, jnp.arange(10), target=7)
+    >>> parts.heads.shape, jnp.allclose(parts.heads.sum() + parts.rest, parts.logit, atol=1e-5).item()
+    ((2, 4), True)
+    """
+    position = static_int("position", position)
+    heads, residual = record(model, tokens, **options)
+    residual, norm = residual[..., position, :].astype(jnp.float32), model.norm
+    target = jnp.broadcast_to(jnp.asarray(target), residual.shape[:-1])
+    matrix = model.tokens.embedding[...] if model.head is None else model.head.kernel[...].T
+    direction = matrix[target].astype(jnp.float32)
+    if isinstance(norm, nnx.LayerNorm):
+        centred = residual - residual.mean(-1, keepdims=True)
+    elif isinstance(norm, nnx.RMSNorm):
+        centred = residual
+    else:
+        raise ValueError(f"the last norm must be an nnx.LayerNorm or nnx.RMSNorm, got {type(norm).__name__}")
+    shrink = jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + norm.epsilon)
+    if norm.scale is not None:
+        direction *= jnp.broadcast_to(norm.scale[...], direction.shape)
+    direction *= shrink
+    if isinstance(norm, nnx.LayerNorm):  # it takes the mean from each part, as from the whole
+        direction -= direction.mean(-1, keepdims=True)
+
+    def of_layer(each, attention):
+        *_, N, H = each.output.shape
+        kernel = attention.out.kernel[...].reshape(N, H, -1)
+        return jnp.einsum("...nh,nhd,...d->...n", each.output[..., position, :, :], kernel, direction)
+
+    blocks = zip(heads, _unstacked(model).blocks, strict=True)
+    shares = jnp.stack([of_layer(each, block.attention) for each, block in blocks])
+    logit = model.logits(norm(residual))
+    logit = jnp.take_along_axis(logit, target[..., None], axis=-1)[..., 0]
+    return Contributions(shares, logit - shares.sum((0, -1)), logit)
+
+
+def ablate(model: TransformerLM, heads: Sequence[tuple[int, int]], *, mean_over=None, **options) -> TransformerLM:
+    """A copy of the model in which some heads say nothing, or always the same.
+
+    It is an ordinary model, to be evaluated, sampled from or inspected: a head that adds 0 is one whose rows of the
+    output projection are 0, and one that adds its mean has that in the bias.
+
+    Args:
+      heads: pairs of layer and head.
+      mean_over: tokens `[*B, T]`; the heads then add their mean output over all of these positions. Default: 0.
+      **options: of the call on them, such as `mask=`.
+
+    Raises:
+      ValueError: a head that the model does not have; a mean where the output projection has no bias to hold it.
+
+    >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
+    >>> ablate(model, [(1, 2)])(jnp.arange(10)).shape
+    (10, 65)
+    """
+    N = (model.blocks if model.scan else model.blocks[0]).attention.num_heads
+    for layer, head in heads:
+        if not (0 <= layer < model.num_layers and 0 <= head < N):
+            raise ValueError(f"heads has {(layer, head)}, but the model {model.num_layers} layers of {N} heads each")
+    recorded = None if mean_over is None else record(model, mean_over, **options)[0]
+    copy = nnx.clone(model)
+    for layer, head in heads:
+        out = copy.blocks.attention.out if model.scan else copy.blocks[layer].attention.out
+        at = (layer,) if model.scan else ()
+        H = out.in_features // N
+        rows = (*at, slice(head * H, (head + 1) * H))
+        if recorded is not None:
+            if out.bias is None:
+                raise ValueError("mean_over= needs output projections with a bias: build with use_bias=True")
+            mean = recorded[layer].output[..., head, :].reshape(-1, H).mean(0)
+            bias = out.bias[...]
+            out.bias[...] = bias.at[at].add((mean @ out.kernel[...][rows]).astype(bias.dtype))
+        out.kernel[...] = out.kernel[...].at[rows].set(0)
+    return copy
+
+
+def record(model: nnx.Module, tokens, **options) -> tuple[list[Heads], jax.Array | None]:
+    """Call a copy of the model, and note what each `MultiHeadAttention` in it did, in the order in which they ran.
+
+    Returns:
+      What the heads did; and, of a `TransformerLM`, what its last norm was given.
+    """
+    copy, heads, residual = nnx.clone(_unstacked(model)), [], []
+
+    def noted(attention_fn, query, key, value, *, mask=None, **options):
+        output = attention_fn(query, key, value, mask=mask, **options)
+        heads.append(Heads(query, key, output, mask, attention_fn))
+        return output
+
+    for _, module in nnx.iter_graph(copy):
+        if isinstance(module, MultiHeadAttention):
+            module.attention_fn = partial(noted, module.attention_fn)
+    if isinstance(copy, TransformerLM):
+        norm = copy.norm
+        copy.norm = lambda x: residual.append(x) or norm(x)
+    copy(tokens, **options)
+    if not heads:
+        raise ValueError(f"{type(model).__name__} has no MultiHeadAttention that could be looked at")
+    return heads, residual[0] if residual else None
+
+
+def _unstacked(model):
+    """The same model with its blocks one by one, so that each can be watched."""
+    if not isinstance(model, TransformerLM) or not (model.scan or model.remat):
+        return model
+    copy = nnx.clone(model)
+    if model.scan:
+        graphdef, params = nnx.split(copy.blocks)
+        layers = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(model.num_layers)]
+        copy.blocks = ModuleList([nnx.merge(graphdef, params) for params in layers])
+    copy.scan = copy.remat = False
+    return copy
