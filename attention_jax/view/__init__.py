@@ -1,1 +1,21 @@
-"""Pictures of attention (extra: `pip install "attention-jax[view]"`)."""
+"""Attention to look at: as text, as a page, as figures.
+
+from attention_jax.inspection import inspect
+from attention_jax.view import html, plot, text
+
+weights = inspect(model, tokens)                # [layers, N, T, T]
+html(weights, words).save("attention.html")     # one file, no network; or the last line of a notebook's cell
+print(text(weights[0, 3], words))
+plot.plot_heads(weights, words)                 # matplotlib: pip install "attention-jax[view]"
+"""
+
+import importlib
+
+from attention_jax.view.page import html as html
+from attention_jax.view.table import text as text
+
+
+def __getattr__(name: str):
+    if name == "plot":  # matplotlib is imported when it is first asked for
+        return importlib.import_module("attention_jax.view.plot")
+    raise AttributeError(f"module 'attention_jax.view' has no attribute {name!r}")
