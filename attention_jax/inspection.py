@@ -165,6 +165,7 @@ def ablate(model: TransformerLM, heads: Sequence[tuple[int, int]], *, mean_over=
     (10, 65)
     """
     N = (model.blocks if model.scan else model.blocks[0]).attention.num_heads
+    heads = [(static_int("layer", layer), static_int("head", head)) for layer, head in heads]
     for layer, head in heads:
         if not (0 <= layer < model.num_layers and 0 <= head < N):
             raise ValueError(f"heads has {(layer, head)}, but the model {model.num_layers} layers of {N} heads each")
