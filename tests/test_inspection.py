@@ -50,7 +50,9 @@ def test_weights_and_statistics_of_every_layer(name):
         true = reference.statistics(np.asarray(weights[layer], np.float64), seen, np.asarray(TOKENS), 2)
         for key, values in true.items():
             if key != "top_keys":  # of nearly equal weights either may come first
-                np.testing.assert_allclose(getattr(statistics, key)[layer], values, atol=2e-5 * max(values.max(), 1), err_msg=key)
+                np.testing.assert_allclose(
+                    getattr(statistics, key)[layer], values, atol=2e-5 * max(values.max(), 1), err_msg=key
+                )
     np.testing.assert_array_equal(of(TOKENS), logits)  # the model itself is as it was
 
 
