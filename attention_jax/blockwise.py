@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from attention_jax.axes import by_group
+from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import Grid, accumulator
 from attention_jax.checks import check_dropout, check_many_heads, check_mask_shape, check_scale
 from attention_jax.mask_rules import Function
@@ -51,6 +52,30 @@ def blockwise_attention(
     problem = canonical(query, key, value, mask, score, scale, rate, dropout_rng, precision, grid)
     output, lse = problem.softmax()
     return output[:, :T].reshape(*batch, T, N, Hv).astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
+
+
+def weighted_sums(query, key, value, lse, *, mask=None, score=None, scale=None, precision=None):
+    """The sums over these keys of weight x value, `[*B, T, N, Hv]`, and of weights, `[*B, N, T]`, where a weight is
+    exp(logit - lse) and the log-sum-exp `[*B, N, T]`, of more keys perhaps, is given: +inf for a query without weights.
+
+    >>> x = jnp.ones((1000, 2, 4))
+    >>> output, lse = blockwise_attention(x, x, x)
+    >>> sums, total = weighted_sums(x, x, x, lse)
+    >>> jnp.allclose(sums, output), jnp.allclose(total, 1)
+    (Array(True, dtype=bool), Array(True, dtype=bool))
+    """
+    *batch, T, N, _ = query.shape
+    S, K, Hv = value.shape[-3:]
+    grid = block_grid(query.shape, value.shape, block_sizes_for(mask, S))
+    problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
+    b, t = grid.length("b"), grid.length("t")
+    lse = lse.reshape(b, K, N // K, T)
+    lse = jnp.pad(lse, [(0, 0)] * 3 + [(0, t - T)], constant_values=jnp.inf)
+    outputs = (b, t, K, N // K, Hv), lse.shape
+    outputs = tuple(jax.ShapeDtypeStruct(shape, lse.dtype) for shape in outputs)
+    axes = (*problem.axes, "bkgt"), ("btkg.", "bkgt")
+    sums, total = BlockSum(problem.rule, grid, *axes, outputs, problem.rule.masks == 0)(*problem.operands, lse)
+    return sums[:, :T].reshape(*batch, T, N, Hv), total[..., :T].reshape(*batch, N, T)
 
 
 class Problem(NamedTuple):

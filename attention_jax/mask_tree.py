@@ -299,7 +299,8 @@ class Placed(Mask):
 
     def at(self, rows, columns):
         def at(mask, queries, keys):
-            return mask.at(queries, keys) & (keys >= 0)[None, :]
+            seen = mask.at(queries, keys)
+            return seen & jnp.reshape(keys >= 0, (1,) * (seen.ndim - 1) + (-1,))
 
         own = [0 if leaf.ndim else None for leaf in jax.tree.leaves(self.mask)]
         own = [axis if letters == "*" else None for axis, letters in zip(own, self.mask.axes(), strict=True)]

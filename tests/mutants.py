@@ -80,7 +80,7 @@ MUTANTS = [
     Mutant("cache.py", "[..., None, None, None], jnp.nan, new)", "[..., None, None, None], 0.0, new)", "test_cache.py::test_overrun_is_nan_where_the_length_is_traced"),
     Mutant("cache.py", "% self.capacity  # 0 is", "% (self.capacity - 1)  # 0 is", "test_cache.py::test_a_ring_holds_what_a_window_sees"),
     Mutant("cache.py", "before + T > self.capacity", "before > self.capacity", "test_errors.py -k ring"),
-    Mutant("mask_tree.py", " & (keys >= 0)[None, :]", " & (keys >= -9)[None, :]", "test_cache.py::test_a_mask_and_a_score_at_other_positions"),
+    Mutant("mask_tree.py", "jnp.reshape(keys >= 0,", "jnp.reshape(keys >= -9,", "test_cache.py::test_a_mask_and_a_score_at_other_positions"),
     Mutant("sampling.py", "likelier < self.top_p", "likelier + share < self.top_p", "test_generate.py::test_what_is_kept"),
     Mutant("generate.py", "length = state.column + 1, state.length + ~state.done", "length = state.column + 1, state.length + 1", "test_generate.py::test_stop"),
     Mutant("generate.py", "held = jnp.where(full, max(plan.capacity // 2, 1), held)", "held = jnp.where(full.any(), max(plan.capacity // 2, 1), held)", "test_generate.py::test_greedy"),

@@ -1,0 +1,219 @@
+"""Attention over a sequence that is spread over devices: ring attention (Liu et al. 2023, arXiv:2310.01889).
+
+Each device keeps its queries. Keys and values go round, one device further each time; what a device finds in each part
+is joined by the log-sum-exps. Backward, they go round once more, and take their gradients along.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from attention_jax.blocks import accumulator
+from attention_jax.blockwise import blockwise_attention, weighted_sums
+from attention_jax.checks import check_many_heads, check_mask_shape
+from attention_jax.mask_tree import Placed, as_mask, node
+from attention_jax.masks import prefix
+from attention_jax.operation import vary_like
+from attention_jax.scores import PlacedScore, check_score
+
+
+def ring_attention(
+    query, key, value, *, mesh: Mesh, axis: str = "context", mask=None, score=None, positions=None, scale=None,
+    precision=None,
+) -> jax.Array:  # fmt: skip
+    """`attention` whose sequence is cut along a mesh axis; each device holds its part of it, forward and backward.
+
+    Reverse mode only; `jax.jvp` of it is refused by JAX.
+
+    Args:
+      query, key, value: as `attention`; T and S multiples of the axis' size.
+      mesh: the devices.
+      axis: the mesh axis that T and S are cut along. Others are left to the compiler.
+      mask, score: as `attention`. Their rules go by position, their arrays by index.
+      positions: where queries and keys stand, integers `[T]` and `[S]`. Default: 0, 1, 2, ... With `balanced_order`,
+        all devices have equally much to do under a causal mask.
+      scale, precision: as `attention`; the scale a number.
+
+    Raises:
+      ValueError: lengths that cannot be cut into equal parts, an axis that the mesh does not have or whose sharding is
+        explicit; and as `attention`.
+
+    >>> from attention_jax import causal
+    >>> mesh = Mesh(jax.devices(), ("context",))
+    >>> x = jnp.ones((2 * jax.device_count(), 4, 8))
+    >>> ring_attention(x, x, x, mesh=mesh, mask=causal()).shape == x.shape
+    True
+    """
+    query, key, value = check_many_heads(query, key, value)
+    *batch, T, N, _ = query.shape
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if types.get(axis, AxisType.Explicit) == AxisType.Explicit:
+        raise ValueError(
+            f"axis must be one of the mesh's axes, and Auto: got {axis!r} of {mesh}; build it by jax.sharding.Mesh"
+        )
+    S, parts = key.shape[-3], mesh.shape[axis]
+    if T % parts or S % parts:
+        raise ValueError(f"T = {T} queries and S = {S} keys must be multiples of the {parts} devices along {axis!r}")
+    mask = None if mask is None else as_mask(mask)
+    if mask is not None:
+        check_mask_shape(mask, (*batch, N, T, S))
+    score = check_score(score, (*batch, N, T, S))
+    queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else map(jnp.asarray, positions)
+    mask = Local(~prefix(0) if mask is None else mask, queries, keys)
+    score = None if score is None else LocalScore(score, queries, keys)
+    leaves, tree = jax.tree.flatten((mask, score))
+    letters = mask.axes() + ([] if score is None else score.axes())
+    spec = P(*[None] * len(batch), axis)
+    body = partial(
+        _one_device,
+        tree=tree,
+        letters=letters,
+        axis=axis,
+        parts=parts,
+        options={"scale": scale, "precision": precision},
+    )
+    leaf_specs = [_spec(leaf, names, axis) for leaf, names in zip(leaves, letters, strict=True)]
+    specs = (spec, spec, spec, leaf_specs)
+    run = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=spec, axis_names={axis})
+    return run(query, key, value, leaves)
+
+
+def balanced_order(length: int, parts: int) -> jax.Array:
+    """Where to put the tokens of a causal sequence so that every device has as much to do: the first and the last
+    piece of 2 x `parts` on the first device, the second and the last but one on the second, and so on.
+
+    Args:
+      length: T, a multiple of 2 x `parts`.
+      parts: devices.
+
+    Returns:
+      int `[T]`, the position of the token that stands at each index: `tokens[..., order]`, `positions=(order, order)`.
+
+    >>> balanced_order(8, 2).tolist()
+    [0, 1, 6, 7, 2, 3, 4, 5]
+    """
+    if length % (2 * parts):
+        raise ValueError(f"length = {length} must be a multiple of 2 x {parts} parts")
+    pieces = jnp.arange(length).reshape(2 * parts, -1)
+    return jnp.stack([pieces[:parts], pieces[parts:][::-1]], axis=1).reshape(-1)
+
+
+@node
+class Local(Placed):
+    """A mask whose arrays are cut to the queries and keys at hand already."""
+
+    def check(self, T, S):
+        pass
+
+
+@node
+class LocalScore(PlacedScore):
+    """A score whose arrays are cut likewise."""
+
+    def check(self, shape):
+        pass
+
+
+def _one_device(query, key, value, leaves, *, tree, letters, axis, parts, options):
+    """One device's part: it holds some queries and keys, and of the arrays of mask and score the rows that are its own,
+    or, where these have no rows, the columns."""
+    S, dtype = key.shape[-3], accumulator(query.dtype)
+    leaves = [vary_like(leaf, [query, key]) for leaf in leaves]
+    travels = [_cut_along(leaf, names) == "s" for leaf, names in zip(leaves, letters, strict=True)]
+    sliced = ["s" in names and not travel for names, travel in zip(letters, travels, strict=True)]
+    onward = partial(lax.ppermute, axis_name=axis, perm=[(i, (i + 1) % parts) for i in range(parts)])
+
+    def arguments(turn, stay, go):
+        """Query, key, value, mask and score of a turn; what has all columns is cut to those of the keys at hand."""
+        stay, go, owner = iter(stay[1:]), iter(go), (lax.axis_index(axis) - turn) % parts
+        key, value = next(go), next(go)
+        here = []
+        for travel, cut, names in zip(travels, sliced, letters, strict=True):
+            leaf = next(go if travel else stay)
+            side = leaf.ndim - len(names.removeprefix("*")) + names.removeprefix("*").find("s")
+            if cut and leaf.shape[side] != 1:
+                leaf = lax.dynamic_slice_in_dim(leaf, owner * S, S, side)
+            here.append(leaf)
+        mask, score = jax.tree.unflatten(tree, here)
+        return key, value, {"mask": mask, "score": score, **options}
+
+    def forward(stay, go):
+        query = stay[0]
+
+        def step(carry, turn):
+            output, lse, go = carry
+            key, value, rules = arguments(turn, stay, go)
+            found, found_lse = blockwise_attention(*(x.astype(dtype) for x in (query, key, value)), **rules)
+            total = jnp.logaddexp(lse, found_lse)
+            shares = (jnp.where(total == -jnp.inf, 0, jnp.exp(each - total)) for each in (lse, found_lse))
+            old, new = (jnp.swapaxes(share, -1, -2)[..., None] for share in shares)
+            return (old * output + new * found, total, jax.tree.map(onward, go)), None
+
+        *batch, T, N, _ = query.shape
+        start = jnp.zeros((*batch, T, N, value.shape[-1]), dtype), jnp.full((*batch, N, T), -jnp.inf, dtype)
+        carry = (*(vary_like(x, [query, key]) for x in start), go)
+        (output, lse, _), _ = lax.scan(step, carry, jnp.arange(parts))
+        return output, lse
+
+    @jax.custom_vjp
+    def attend(stay, go):
+        return forward(stay, go)[0]
+
+    def attend_forward(stay, go):
+        output, lse = forward(stay, go)
+        return output, (stay, go, output, lse)
+
+    def attend_backward(kept, d_output):
+        stay, go, output, lse = kept
+        known = jnp.where(jnp.isfinite(output), output, 0)
+        d_total = -jnp.swapaxes(jnp.sum(d_output * known, axis=-1), -1, -2)
+        lse = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
+
+        def step(carry, turn):
+            d_stay, go, d_go = carry
+
+            def sums(stay_floats, go_floats):
+                key, value, rules = arguments(turn, *(map(_join, (stay_floats, go_floats), (stay, go))))
+                return weighted_sums(_join(stay_floats, stay)[0], key, value, lse, **rules)
+
+            _, pull = jax.vjp(sums, _floats(stay), _floats(go))
+            more_stay, more_go = pull((d_output, d_total))
+            d_stay, d_go = (jax.tree.map(jnp.add, old, new) for old, new in ((d_stay, more_stay), (d_go, more_go)))
+            return (d_stay, *jax.tree.map(onward, (go, d_go))), None
+
+        zeros = [jax.tree.map(jnp.zeros_like, _floats(arrays)) for arrays in (stay, go)]
+        zeros = jax.tree.map(lambda x: vary_like(x, [query, key]), zeros)
+        (d_stay, _, d_go), _ = lax.scan(step, (zeros[0], go, zeros[1]), jnp.arange(parts))
+        return _join(d_stay, [None] * len(stay), stay), _join(d_go, [None] * len(go), go)
+
+    attend.defvjp(attend_forward, attend_backward)
+    stay = [query, *(leaf for leaf, travel in zip(leaves, travels, strict=True) if not travel)]
+    go = [key, value, *(leaf for leaf, travel in zip(leaves, travels, strict=True) if travel)]
+    return attend(stay, go).astype(query.dtype)
+
+
+def _cut_along(leaf, letters: str) -> str | None:
+    """The axis that an array is cut along: its rows if it has some, else its columns."""
+    names = letters.removeprefix("*")
+    sizes = dict(zip(names, leaf.shape[leaf.ndim - len(names) :], strict=True))
+    return next((letter for letter in "ts" if sizes.get(letter, 1) != 1), None)
+
+
+def _spec(leaf, letters: str, axis: str) -> P:
+    names, cut = letters.removeprefix("*"), _cut_along(leaf, letters)
+    return P(*[None] * (leaf.ndim - len(names)), *(axis if letter == cut else None for letter in names))
+
+
+def _floats(arrays):
+    return [array for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
+
+
+def _join(floats, arrays, like=None):
+    """`arrays` with other floating-point ones."""
+    floats = iter(floats)
+    types = zip(arrays, arrays if like is None else like, strict=True)
+    return [next(floats) if jnp.issubdtype(each.dtype, jnp.floating) else array for array, each in types]

@@ -1,0 +1,153 @@
+"""Attention over a sequence cut along devices is attention on one device, forward and backward."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import attention_jax as aj
+from attention_jax import scores
+from attention_jax.ring import balanced_order, ring_attention
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="wants 8 devices, such as simulated ones on a CPU")
+
+B, T, N, K, H, Hv = 2, 48, 4, 2, 8, 5
+RANDOM = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(RANDOM.normal(size=shape), jnp.float32)
+
+
+QUERY, KEY, VALUE, COTANGENT = normal(B, T, N, H), normal(B, T, K, H), normal(B, T, K, Hv), normal(B, T, N, Hv)
+IDS = jnp.asarray(np.sort(RANDOM.integers(0, 3, (B, T)), axis=-1))
+CASES = {
+    "none": (None, None),
+    "causal": (aj.causal(), None),
+    "window": (aj.causal() & aj.sliding_window(9, 0), None),
+    "segments": (aj.causal() & aj.segments(IDS), None),
+    "lengths": (aj.key_lengths(jnp.array([0, 29])), None),
+    "array": (RANDOM.random((B, 1, T, T)) < 0.3, None),
+    "array of keys": (jnp.asarray(RANDOM.random((1, T)) < 0.5), None),
+    "function": (aj.mask_from_function(lambda t, s: (t - s) % 3 == 0), None),
+    "alibi": (aj.causal(), aj.alibi(normal(N) ** 2)),
+    "soft cap": (~aj.causal(), scores.soft_cap(3.0)),
+    "bias": (None, scores.bias(normal(B, N, T, T))),
+    "bias of keys": (aj.causal(), scores.bias(normal(1, T))),
+    "relative": (aj.causal(), scores.relative_bias(normal(8, N), max_distance=32, bidirectional=False)),
+}  # fmt: skip
+
+
+def mesh(parts, names=("context",)):
+    shape = parts if isinstance(parts, tuple) else (parts,)
+    return Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), names)
+
+
+def both(attend, *inputs):
+    output, pull = jax.vjp(jax.jit(attend), *inputs)
+    return output, pull(COTANGENT.astype(output.dtype))
+
+
+def assert_close(found, true, tolerance=2e-6):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(true), strict=True):
+        np.testing.assert_allclose(one, other, atol=tolerance * max(np.abs(other).max(), 1))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("causal", "array", "bias of keys") else pytest.mark.slow)
+        for name in CASES
+    ],
+)
+def test_every_mask_and_score(name):
+    mask, score = CASES[name]
+    ring = partial(ring_attention, mesh=mesh_of_8(), mask=mask)
+
+    def by(attend):
+        leaves, tree = jax.tree.flatten(score)
+        return lambda query, key, value, leaves: attend(query, key, value, score=jax.tree.unflatten(tree, leaves))
+
+    inputs = QUERY, KEY, VALUE, jax.tree.leaves(score)
+    assert_close(both(by(ring), *inputs), both(by(partial(aj.attention, mask=mask)), *inputs))
+
+
+def mesh_of_8():
+    return mesh(8)
+
+
+@pytest.mark.parametrize("parts", [1, 4, pytest.param(8, marks=pytest.mark.slow)])
+def test_balanced(parts):
+    order = balanced_order(T, parts)
+    assert sorted(order.tolist()) == list(range(T))
+    work = (np.asarray(order) + 1).reshape(parts, -1).sum(1)
+    assert len(set(work.tolist())) == 1  # each device sees as many pairs
+
+    def attend(query, key, value):
+        inputs = (x[:, order] for x in (query, key, value))
+        ring = ring_attention(*inputs, mesh=mesh(parts), mask=aj.causal(), positions=(order, order))
+        return ring[:, jnp.argsort(order)]
+
+    assert_close(both(attend, QUERY, KEY, VALUE), both(partial(aj.attention, mask=aj.causal()), QUERY, KEY, VALUE))
+
+
+def test_other_lengths_of_queries_and_keys():
+    mask, inputs = aj.causal(offset=T - 8), (QUERY[:, :8], KEY, VALUE)
+    found = jax.jit(partial(ring_attention, mesh=mesh(4), mask=mask))(*inputs)
+    assert_close(found, aj.attention(*inputs, mask=mask))
+
+
+def test_the_batch_over_another_axis():
+    """Parts of the batch on some devices, parts of the sequence on others."""
+    both_axes = mesh((2, 4), ("data", "context"))
+    place = NamedSharding(both_axes, P("data", "context"))
+    inputs = [jax.device_put(x, place) for x in (QUERY, KEY, VALUE)]
+    attend = jax.jit(partial(ring_attention, mesh=both_axes, mask=aj.causal()), out_shardings=place)
+    assert_close(attend(*inputs), aj.attention(QUERY, KEY, VALUE, mask=aj.causal()))
+    assert attend(*inputs).sharding.is_equivalent_to(place, 4)
+
+
+def test_low_precision_is_joined_in_float32():
+    inputs = [x.astype(jnp.bfloat16) for x in (QUERY, KEY, VALUE)]
+    found = both(partial(ring_attention, mesh=mesh(4), mask=aj.causal()), *inputs)
+    true = both(partial(aj.attention, mask=aj.causal()), *(x.astype(jnp.float32) for x in inputs))
+    assert found[0].dtype == jnp.bfloat16
+    assert_close(jax.tree.map(lambda x: x.astype(jnp.float32), found), true, 2**-7)
+
+
+def test_what_is_masked_changes_no_bit_and_what_is_seen_is_nan():
+    mask = aj.causal() & aj.key_lengths(jnp.array([30, 30]))
+    ring = partial(ring_attention, mesh=mesh(4), mask=mask)
+    dirty = KEY.at[:, 30:].set(jnp.nan), VALUE.at[:, 30:].set(jnp.inf)
+    for one, other in zip(*(jax.tree.leaves(both(ring, QUERY, *x)) for x in ((KEY, VALUE), dirty)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    seen = ring(QUERY, KEY.at[0, 7].set(jnp.nan), VALUE)
+    np.testing.assert_array_equal(np.isnan(seen).any((2, 3)), (np.arange(T) >= 7) & (np.arange(B) == 0)[:, None])
+
+
+def test_memory_of_a_device_falls_with_their_number():
+    def gradient(parts):
+        over = mesh(parts)
+        x = jax.ShapeDtypeStruct((1, 8192, 4, 64), jnp.float32, sharding=NamedSharding(over, P(None, "context")))
+        grad = jax.grad(lambda *inputs: ring_attention(*inputs, mesh=over, mask=aj.causal()).sum(), (0, 1, 2))
+        return jax.jit(grad).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+
+    two, eight = gradient(2), gradient(8)
+    assert eight < two / 2  # not by four: the buffers of a block stay as they are
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: ring_attention(QUERY[:, :6], KEY, VALUE, mesh=mesh(4)), "T = 6 queries and S = 48 keys must be multiples of the 4"),
+    (lambda: ring_attention(QUERY, KEY, VALUE, mesh=mesh(4), axis="other"), "axis must be one of the mesh's axes.*'other'"),
+    (lambda: ring_attention(QUERY, KEY, VALUE, mesh=jax.make_mesh((4,), ("context",), (jax.sharding.AxisType.Explicit,))), "jax.sharding.Mesh"),
+    (lambda: ring_attention(QUERY[:, :8], KEY, VALUE, mesh=mesh(4), mask=aj.causal()), "offset"),
+    (lambda: ring_attention(QUERY, KEY, VALUE, mesh=mesh(4), mask=np.ones((3, T), bool)), "mask"),
+    (lambda: balanced_order(12, 4), "multiple of 2 x 4"),
+])  # fmt: skip
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
