@@ -174,6 +174,12 @@ REFUSED = {
     "project_separate: kernel": (
         lambda: aj.project_separate(X, X, [jnp.ones((7, 8))] * 3, num_heads=4), ValueError, r"x \(2, 5, 8\), kernel \(7, 8\)",
     ),
+    "attention_statistics: float tokens": (lambda: aj.attention_statistics(Q, Q, tokens=Q[..., 0, 0]), TypeError, "tokens must be integers"),
+    "attention_statistics: tokens of other lengths": (lambda: aj.attention_statistics(Q, K, tokens=np.ones((2, 9), int)), ValueError, "T = 7 queries and S = 9 keys"),
+    "AttentionStatistics: too few fields": (lambda: aj.AttentionStatistics(Q), TypeError, "missing"),
+    "ring_attention: lengths that cannot be cut": (lambda: aj.ring_attention(Q, Q, Q, mesh=jax.sharding.Mesh(jax.devices()[:2], ("context",))), ValueError, "multiples of the 2 devices"),
+    "ring_attention: another axis": (lambda: aj.ring_attention(Q, Q, Q, mesh=jax.sharding.Mesh(jax.devices()[:1], ("data",))), ValueError, "axis must be one of the mesh's"),
+    "balanced_order: lengths that cannot be cut": (lambda: aj.balanced_order(10, 2), ValueError, "multiple of 2 x 2"),
     "KVCache: no room": (lambda: aj.KVCache.empty(0, 2, 4), ValueError, "capacity must be at least 1, got 0"),
     "KVCache: overrun": (lambda: cache().append(K, V), ValueError, "9 more tokens on the 0 it holds do not fit in a capacity of 8"),
     "KVCache: more than a ring": (
@@ -236,7 +242,7 @@ REFUSED = {
     "sampling.Sampling: min_p": (lambda: Sampling(min_p=1.5).check(), ValueError, "min_p must be at least 0 and at most 1, got 1.5"),
     "sampling.Sampling: penalty": (lambda: Sampling(repetition_penalty=float("nan")).check(), ValueError, "repetition_penalty must be above 0, got nan"),
     "sampling.Sampling: traced": (lambda: jax.jit(lambda t: Sampling(temperature=t).check())(1.0), TypeError, "temperature must be a Python number"),
-    "view.plot_heads: labels": (lambda: plot_heads(np.ones((1, 1, 3, 3)), list("ab")), ValueError, "T = 2 tokens, got"),
+    "view.plot_heads: labels": (lambda: plot_heads(np.ones((1, 1, 3, 3)), list("ab")), ValueError, "T = 2, S = 2.*got"),
 }  # fmt: skip
 
 
