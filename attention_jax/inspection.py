@@ -7,11 +7,11 @@ without = ablate(model, [(0, 3), (1, 2)])                # a model in which head
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from attention_jax.arguments import static_int
@@ -56,46 +56,50 @@ def inspect(model: nnx.Module, tokens, **options) -> jax.Array:
     Returns:
       `[layers, *B, N, T, S]`, in the order in which the layers ran.
 
+    Raises:
+      ValueError: no `MultiHeadAttention`, one that runs inside a transformation of the model's own, layers whose
+        weights differ in shape (see `record`), or an option that leaves no whole sequence to look at.
+
     >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
     >>> inspect(model, jnp.arange(10)).shape
     (2, 4, 10, 10)
     """
     heads, _ = record(model, tokens, **options)
-    return jnp.stack([recover_weights(each.attention_fn, each.query, each.key, each.mask) for each in heads])
+    return _stacked([recover_weights(each.attention_fn, each.query, each.key, each.mask) for each in heads])
 
 
 def inspect_statistics(model: nnx.Module, tokens, *, top_k: int = 4, **options) -> AttentionStatistics:
     """What `attention_statistics` says of every layer, with a leading axis of layers; in linear memory.
 
     Args:
-      model, tokens, **options: as `inspect`; the model's `attention_fn` is `attention` or a `partial` of it.
+      model, tokens, **options: as `inspect`; the model's `attention_fn` is `attention` or a `partial` of it. Scores
+        that ask which tokens are the same are those of a `TransformerLM` only.
       top_k: as `attention_statistics`.
 
     Raises:
-      ValueError: another `attention_fn`, of which only the weights can be had.
+      ValueError: another `attention_fn`, of which only the weights can be had; and as `inspect`.
 
     >>> model = TransformerLM(65, 4096, 32, 4, 2, rngs=nnx.Rngs(0))
     >>> inspect_statistics(model, jnp.arange(4096) % 65).induction.shape
     (2, 4)
     """
     heads, _ = record(model, tokens, **options)
+    tokens = tokens if isinstance(model, TransformerLM) else None
     layers = []
     for each in heads:
-        known = {} if each.attention_fn is attention else getattr(each.attention_fn, "keywords", {})
-        if each.attention_fn is not attention and getattr(each.attention_fn, "func", None) is not attention:
+        known = {} if each.attention_fn is attention else dict(getattr(each.attention_fn, "keywords", {}))
+        known.pop("implementation", None)
+        whole = each.attention_fn is attention or getattr(each.attention_fn, "func", None) is attention
+        if not whole or not known.keys() <= {"score", "scale", "precision", "positions"}:
             raise ValueError(
-                f"statistics are those of attention_jax.attention or a partial of it, and this model attends by "
-                f"{each.attention_fn}: take the weights, by inspect"
+                "statistics are those of attention_jax.attention, or of a partial of it with score, scale, precision "
+                f"or positions; this model attends by {each.attention_fn}: take the weights, by inspect"
             )
-        options = {name: value for name, value in known.items() if name in ("score", "scale", "precision")}
-        same = each.query.shape[-3] == each.key.shape[-3]
-        shared = {"tokens": tokens} if same and jnp.issubdtype(jnp.result_type(tokens), jnp.integer) else {}
-        options |= {"mask": each.mask, "top_k": top_k} | shared
-        layers.append(attention_statistics(each.query, each.key, **options))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+        layers.append(attention_statistics(each.query, each.key, mask=each.mask, top_k=top_k, tokens=tokens, **known))
+    return jax.tree.map(lambda *leaves: _stacked(leaves), *layers)
 
 
-def contributions(model: TransformerLM, tokens, target, *, position: int = -1, **options) -> Contributions:
+def contributions(model: TransformerLM, tokens, target, *, position: int = -1, mask=None) -> Contributions:
     """How much of a logit each head wrote: direct logit attribution (Elhage et al. 2021, "A Mathematical Framework for
     Transformer Circuits").
 
@@ -104,19 +108,26 @@ def contributions(model: TransformerLM, tokens, target, *, position: int = -1, *
     Args:
       tokens: `[*B, T]`.
       target: the token whose logit it is, an integer or `[*B]`.
-      position: where it is predicted (static int).
-      **options: of the call, such as `mask=`.
+      position: where it is predicted, from the end if negative (static int).
+      mask: as the model takes it.
 
     Raises:
-      ValueError: a norm that is neither LayerNorm nor RMSNorm.
+      TypeError: another model than a `TransformerLM`.
+      ValueError: a position or target that there is not, a norm that is neither LayerNorm nor RMSNorm.
 
     >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
     >>> parts = contributions(model, jnp.arange(10), target=7)
-    >>> parts.heads.shape, jnp.allclose(parts.heads.sum() + parts.rest, parts.logit, atol=1e-5).item()
-    ((2, 4), True)
+    >>> parts.heads.shape, parts.logit.shape
+    ((2, 4), ())
     """
-    position = static_int("position", position)
-    heads, residual = record(model, tokens, **options)
+    _check_model(model)
+    position, T = static_int("position", position), jnp.shape(tokens)[-1]
+    if not -T <= position < T:
+        raise ValueError(f"position must lie in {-T} .. {T - 1}, got {position}")
+    vocab_size = model.tokens.num_embeddings
+    if not isinstance(target, jax.core.Tracer) and not (np.min(target) >= 0 and np.max(target) < vocab_size):
+        raise ValueError(f"target must be a token, 0 to {vocab_size - 1}, got {target}")
+    heads, residual = record(model, tokens, mask=mask)
     residual, norm = residual[..., position, :].astype(jnp.float32), model.norm
     target = jnp.broadcast_to(jnp.asarray(target), residual.shape[:-1])
     matrix = model.tokens.embedding[...] if model.head is None else model.head.kernel[...].T
@@ -146,7 +157,7 @@ def contributions(model: TransformerLM, tokens, target, *, position: int = -1, *
     return Contributions(shares, logit - shares.sum((0, -1)), logit)
 
 
-def ablate(model: TransformerLM, heads: Sequence[tuple[int, int]], *, mean_over=None, **options) -> TransformerLM:
+def ablate(model: TransformerLM, heads: Sequence[tuple[int, int]], *, mean_over=None, mask=None) -> TransformerLM:
     """A copy of the model in which some heads say nothing, or always the same.
 
     It is an ordinary model, to be evaluated, sampled from or inspected: a head that adds 0 is one whose rows of the
@@ -155,21 +166,25 @@ def ablate(model: TransformerLM, heads: Sequence[tuple[int, int]], *, mean_over=
     Args:
       heads: pairs of layer and head.
       mean_over: tokens `[*B, T]`; the heads then add their mean output over all of these positions. Default: 0.
-      **options: of the call on them, such as `mask=`.
+      mask: of the call on them.
 
     Raises:
+      TypeError: another model than a `TransformerLM`, or heads that are no pairs of integers.
       ValueError: a head that the model does not have; a mean where the output projection has no bias to hold it.
 
     >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
     >>> ablate(model, [(1, 2)])(jnp.arange(10)).shape
     (10, 65)
     """
+    _check_model(model)
     N = (model.blocks if model.scan else model.blocks[0]).attention.num_heads
+    if any(np.shape(pair) != (2,) for pair in heads):
+        raise TypeError(f"heads must be pairs of layer and head, such as [(0, 3)]; got {heads}")
     heads = [(static_int("layer", layer), static_int("head", head)) for layer, head in heads]
     for layer, head in heads:
         if not (0 <= layer < model.num_layers and 0 <= head < N):
             raise ValueError(f"heads has {(layer, head)}, but the model {model.num_layers} layers of {N} heads each")
-    recorded = None if mean_over is None else record(model, mean_over, **options)[0]
+    recorded = None if mean_over is None else record(model, mean_over, mask=mask)[0]
     copy = nnx.clone(model)
     for layer, head in heads:
         out = copy.blocks.attention.out if model.scan else copy.blocks[layer].attention.out
@@ -189,26 +204,68 @@ def ablate(model: TransformerLM, heads: Sequence[tuple[int, int]], *, mean_over=
 def record(model: nnx.Module, tokens, **options) -> tuple[list[Heads], jax.Array | None]:
     """Call a copy of the model, and note what each `MultiHeadAttention` in it did, in the order in which they ran.
 
+    Args:
+      model, tokens, **options: as `inspect`.
+
     Returns:
-      What the heads did; and, of a `TransformerLM`, what its last norm was given.
+      What the heads did; and, of a `TransformerLM`, what its last norm was given, `[*B, T, D]`.
+
+    Raises:
+      ValueError: as `inspect`.
     """
+    for name in ("cache", "return_weights"):
+        if options.get(name):
+            raise ValueError(f"{name}= cannot be looked at: call with all tokens, and without it")
     copy, heads, residual = nnx.clone(_unstacked(model)), [], []
-
-    def noted(attention_fn, query, key, value, *, mask=None, **options):
-        output = attention_fn(query, key, value, mask=mask, **options)
-        heads.append(Heads(query, key, output, mask, attention_fn))
-        return output
-
     for _, module in nnx.iter_graph(copy):
         if isinstance(module, MultiHeadAttention):
-            module.attention_fn = partial(noted, module.attention_fn)
+            module.attention_fn = _Watch(module.attention_fn, heads)
     if isinstance(copy, TransformerLM):
         norm = copy.norm
         copy.norm = lambda x: residual.append(x) or norm(x)
-    copy(tokens, **options)
+        copy.hidden(tokens, **options)  # without the logits of all positions, which take the most memory
+    else:
+        copy(tokens, **options)
     if not heads:
-        raise ValueError(f"{type(model).__name__} has no MultiHeadAttention that could be looked at")
+        raise ValueError(
+            f"{type(model).__name__} has no MultiHeadAttention that ran, and there is nothing else to look at; "
+            "ConcatenatedHeads becomes one by to_multi_head()"
+        )
+    for each in heads:
+        try:
+            each.output + 0
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(
+                "attention that runs inside a jit, remat or scan of the model's own cannot be looked at: call the "
+                "model without"
+            ) from error
     return heads, residual[0] if residual else None
+
+
+class _Watch:
+    """An `attention_fn` whose calls are noted."""
+
+    def __init__(self, attention_fn, heads):
+        self.watched, self.heads = attention_fn, heads
+
+    def __call__(self, query, key, value, *, mask=None, **options):
+        output = self.watched(query, key, value, mask=mask, **options)
+        self.heads.append(Heads(query, key, output, mask, self.watched))
+        return output
+
+
+def _check_model(model):
+    if not isinstance(model, TransformerLM):
+        raise TypeError(f"model must be a TransformerLM, got {type(model).__name__}")
+
+
+def _stacked(layers):
+    if len({layer.shape for layer in layers}) > 1:
+        raise ValueError(
+            f"the layers' weights differ in shape, {[layer.shape for layer in layers]}, and cannot be stacked: look at "
+            "each, by record"
+        )
+    return jnp.stack(layers)
 
 
 def _unstacked(model):

@@ -1,7 +1,8 @@
 """What attention weights say, without ever forming them: sums over blocks, in memory that grows linearly with length.
 
 The forward pass leaves each query's log-sum-exp, which makes a weight a function of one logit, exp(logit - lse), and
-so each of these numbers a sum over blocks. They can be differentiated, all but the top keys.
+so each of these numbers a sum over blocks, taken in a pass of its own that leaves the output as it is. They can be
+differentiated, all but the top keys and their weights.
 """
 
 from dataclasses import dataclass
@@ -47,12 +48,14 @@ class AttentionStatistics(NamedTuple):
     duplicate_token: jax.Array | None
     """`[*B, N]`, weight of earlier keys with the query's own token; None where no tokens are given."""
     induction: jax.Array | None
-    """`[*B, N]`, weight of keys that come after an earlier copy of the query's token (arXiv:2209.11895)."""
+    """`[*B, N]`, weight of keys that come after an earlier copy of the query's token (arXiv:2209.11895): one position
+    after it, in another segment too."""
 
 
 def attention_statistics(
-    query, key, *, mask=None, score=None, positions=None, scale=None, precision=None, tokens=None, top_k: int = 4
-) -> AttentionStatistics:
+    query, key, *, mask=None, score=None, positions=None, scale=None, precision=None, tokens=None, top_k: int = 4,
+    lse=None,
+) -> AttentionStatistics:  # fmt: skip
     """What `attention_weights` of the same arguments would say, at any length.
 
     Args:
@@ -60,6 +63,8 @@ def attention_statistics(
       tokens: integers `[*B, T]`, for the scores that ask which tokens are the same; queries and keys have to be the
         same T tokens.
       top_k: how many keys to name for each query (static int).
+      lse: `[*B, N, T]`, the log-sum-exp of the same arguments, as `attention_and_lse` returns it. Default: it is found
+        in a pass over the keys.
 
     Raises:
       TypeError: integer or bool queries, tokens that are not integers, a traced `top_k`.
@@ -85,7 +90,7 @@ def attention_statistics(
     value = jnp.zeros((*key.shape[:-1], 1), key.dtype)
     grid = block_grid(query.shape, value.shape, block_sizes_for(mask, S))
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
-    _, lse = problem.softmax()
+    lse = problem.softmax()[1] if lse is None else _padded(lse, (*batch, N, T), grid)
     real = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 3) < T
     lse = jnp.where(real & (lse != -jnp.inf), lse, jnp.inf)  # so that a query that sees nothing has weights of 0
 
@@ -120,7 +125,8 @@ def attention_statistics(
 @dataclass(frozen=True)
 class StatisticsRule:
     """One head's block of statistics. The operands are those of `AttentionRule` but for the value; the log-sum-exp,
-    the positions of queries and keys; and, if they are known, the tokens of queries, of keys, and before each key."""
+    the positions of queries and keys; and, if they are known, the tokens of queries, of keys, and before each key, and
+    whether there is one before it."""
 
     attention: AttentionRule
 
@@ -146,9 +152,9 @@ class StatisticsRule:
         distance = rows[:, None] - columns[None, :]
         patterns = [distance == 1, jnp.broadcast_to(columns == 0, distance.shape)]
         if tokens:
-            own, others, before = tokens
+            own, others, before, follows = tokens
             patterns.append((own[:, None] == others[None, :]) & (distance > 0))
-            patterns.append((own[:, None] == before[None, :]) & (distance >= 0) & (block.columns > 0)[None, :])
+            patterns.append((own[:, None] == before[None, :]) & (distance >= 0) & follows[None, :])
         logs = jnp.where(weights == 0, 0, logs)  # of a weight too small for a number, too
         of_query = [weights * logs, weights * jnp.abs(distance)]
         of_query += [jnp.where(pattern, weights, 0) for pattern in patterns]
@@ -194,8 +200,19 @@ def _positions_and_tokens(positions, tokens, T, S):
     queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else map(jnp.asarray, positions)
     arrays = [(queries, "*t"), (keys, "*s")]
     if tokens is not None:
-        arrays += [(tokens, "*t"), (tokens, "*s"), (jnp.roll(tokens, 1, axis=-1), "*s")]
+        before = jnp.roll(keys, 1, axis=-1)
+        follows = (keys == before + 1) & (before >= 0)
+        arrays += [(tokens, "*t"), (tokens, "*s"), (jnp.roll(tokens, 1, axis=-1), "*s"), (follows, "*s")]
     return arrays
+
+
+def _padded(lse, shape, grid):
+    """The log-sum-exp in the form that the softmax leaves it in."""
+    if jnp.shape(lse) != shape:
+        raise ValueError(f"lse must be [*B, N, T] = {list(shape)}, got {list(jnp.shape(lse))}")
+    b, k, g, t = (grid.length(letter) for letter in "bkgt")
+    lse = jnp.asarray(lse).reshape(b, k, g, shape[-1])
+    return jnp.pad(lse, [(0, 0)] * 3 + [(0, t - shape[-1])])
 
 
 def _check_tokens(tokens, batch, T, S):
@@ -219,7 +236,8 @@ def _mean(masses, counts):
 
 def _of_nothing(batch, N, T, S, top_k, dtype, tokens):
     queries, scores = jnp.zeros((*batch, N, T), dtype), jnp.zeros((*batch, N), dtype)
-    top_keys, top_weights = jnp.full((*queries.shape, top_k), -1), jnp.zeros((*queries.shape, top_k), dtype)
+    top_keys = jnp.full((*queries.shape, top_k), -1, jnp.int32)
+    top_weights = jnp.zeros((*queries.shape, top_k), dtype)
     received = jnp.zeros((*batch, N, S), dtype)
     of_tokens = [scores, scores] if tokens else [None, None]
     return AttentionStatistics(queries, queries, top_keys, top_weights, received, scores, scores, *of_tokens)

@@ -11,7 +11,7 @@ from flax import nnx
 
 import attention_jax as aj
 from attention_jax.inspection import ablate, contributions, inspect, inspect_statistics, record
-from attention_jax.modules import MultiHeadAttention, TransformerBlock, TransformerLM
+from attention_jax.modules import FeedForward, MultiHeadAttention, TransformerBlock, TransformerLM
 
 SIZES = {"vocab_size": 23, "context_length": 16, "embed_dim": 24, "num_heads": 4, "num_layers": 3}
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 5, (2, 13)))
@@ -54,6 +54,11 @@ def test_weights_and_statistics_of_every_layer(name):
                     getattr(statistics, key)[layer], values, atol=2e-5 * max(values.max(), 1), err_msg=key
                 )
     np.testing.assert_array_equal(of(TOKENS), logits)  # the model itself is as it was
+    _, residual = record(of, TOKENS)
+    if name in ("scanned", "remat"):  # taken apart, which XLA compiles otherwise
+        np.testing.assert_allclose(of.logits(of.norm(residual)), logits, atol=1e-4)
+    else:
+        np.testing.assert_array_equal(of.logits(of.norm(residual)), logits)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -64,6 +69,25 @@ def test_contributions_add_up_to_the_logit(name):
     np.testing.assert_allclose(parts.logit, logits[jnp.arange(2), target], atol=1e-4)
     np.testing.assert_allclose(parts.heads.sum((0, 2)) + parts.rest, parts.logit, atol=1e-4)
     assert parts.heads.shape == (3, 2, 4) and np.abs(parts.heads).min() > 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_left_is_what_the_embeddings_write(name):
+    """In a model whose feed-forward networks and biases are silent: the other way to the same number."""
+    of = MODELS[name]()
+    for _, module in nnx.iter_graph(of):
+        if isinstance(module, FeedForward):
+            module.down.kernel[...] = jnp.zeros_like(module.down.kernel[...])
+    _, residual = record(of, TOKENS)
+    embedded = np.asarray(of.tokens.embedding[...][TOKENS], np.float64)
+    embedded += 0 if of.positions is None else np.asarray(of.positions(13))
+    embedded, residual = embedded[:, -1], np.asarray(residual, np.float64)[:, -1]
+    if isinstance(of.norm, nnx.LayerNorm):
+        embedded, residual = (x - x.mean(-1, keepdims=True) for x in (embedded, residual))
+    scale = np.asarray(of.norm.scale[...]) / np.sqrt((residual**2).mean(-1, keepdims=True) + of.norm.epsilon)
+    matrix = np.asarray(of.tokens.embedding[...] if of.head is None else of.head.kernel[...].T)
+    found = contributions(of, TOKENS, jnp.array([7, 2]))
+    np.testing.assert_allclose(found.rest, (embedded * scale * matrix[[7, 2]]).sum(-1), atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["plain", "scanned", "own head, RMSNorm"])
@@ -122,24 +146,20 @@ def test_a_silent_head_adds_nothing(scan):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_head_at_its_mean(scan):
+    def attended(model, outputs):
+        """The second layer's attention, from the outputs of its heads."""
+        block = model.blocks if scan else model.blocks[1]
+        params = block.attention.out.kernel[...], block.attention.out.bias[...]
+        kernel, bias = (np.asarray(param[1] if scan else param) for param in params)
+        return outputs.reshape(2, 13, -1) @ kernel + bias
+
     of = model(scan=scan)
-    heads, _ = record(of, TOKENS)
-    outputs = [np.array(each.output) for each in heads]
-    mean = outputs[1][:, :, 2].reshape(-1, 6).mean(0)
-    held = ablate(of, [(1, 2)], mean_over=TOKENS)
-    block = of.blocks if scan else of.blocks[1]
-    kernel, bias = (
-        param[...][1] if scan else param[...] for param in (block.attention.out.kernel, block.attention.out.bias)
-    )
-    outputs[1][:, :, 2] = mean
-    true = outputs[1].reshape(2, 13, -1) @ kernel + bias[None, None]
-    block = held.blocks if scan else held.blocks[1]
-    kernel, bias = (
-        param[...][1] if scan else param[...] for param in (block.attention.out.kernel, block.attention.out.bias)
-    )
-    outputs[1][:, :, 2] = 1e3  # whatever the head now says
-    found = outputs[1].reshape(2, 13, -1) @ kernel + bias[None, None]
-    np.testing.assert_allclose(found, true, atol=1e-4)
+    outputs = np.array(record(of, TOKENS)[0][1].output)
+    mean = outputs[:, :, 2].reshape(-1, 6).mean(0)
+    outputs[:, :, 2] = mean
+    true = attended(of, outputs)
+    outputs[:, :, 2] = 1e3  # whatever the head now says
+    np.testing.assert_allclose(attended(ablate(of, [(1, 2)], mean_over=TOKENS), outputs), true, atol=1e-4)
 
 
 def test_all_heads_ablated_see_nothing():
@@ -173,14 +193,56 @@ def test_any_module_with_heads():
         def __call__(self, x):
             return self.other(self.one(x))
 
+    class Watcher(Encoder):
+        def __call__(self, x):
+            return super().__call__(self.one(x, return_weights=True)[0])
+
     x = jax.random.normal(jax.random.key(0), (2, 13, 24))
     of = Encoder(nnx.Rngs(0))
     weights = inspect(of, x)
+    assert inspect(Watcher(nnx.Rngs(0)), x).shape == (3, 2, 4, 13, 13)  # asking for weights is no layer
     np.testing.assert_allclose(weights[1], of.other(of.one(x), return_weights=True)[1], atol=1e-6)
     assert inspect_statistics(of, x).induction is None
 
 
+def test_positions_that_the_model_fixes():
+    positions = jnp.arange(13) // 2, jnp.arange(13) // 2
+    of = model(attention=partial(MultiHeadAttention, attention_fn=partial(aj.attention, positions=positions)))
+    statistics, weights = inspect_statistics(of, TOKENS), np.asarray(inspect(of, TOKENS))
+    entropy = -(weights * np.log(np.where(weights > 0, weights, 1))).sum(-1)
+    np.testing.assert_allclose(statistics.entropy, entropy, atol=1e-4)
+
+
+class Crossed(nnx.Module):
+    def __init__(self, rngs):
+        self.own, self.other = MultiHeadAttention(24, 4, rngs=rngs), MultiHeadAttention(24, 4, rngs=rngs)
+
+    def __call__(self, x, context):
+        return self.other(self.own(x), context)
+
+
+class Jitted(nnx.Module):
+    def __init__(self, rngs):
+        self.attention = MultiHeadAttention(24, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.jit(lambda module, x: module(x))(self.attention, x)
+
+
+def test_layers_of_different_lengths():
+    x, context = jnp.ones((13, 24)), jnp.ones((7, 24))
+    heads, residual = record(Crossed(nnx.Rngs(0)), x, context=context)
+    assert [each.key.shape[-3] for each in heads] == [13, 7] and residual is None
+    with pytest.raises(ValueError, match=r"differ in shape.*\(4, 13, 7\).*by record"):
+        inspect(Crossed(nnx.Rngs(0)), x, context=context)
+
+
 @pytest.mark.parametrize("call, message", [
+    (lambda: inspect(model(), TOKENS, return_weights=True), "return_weights="),
+    (lambda: inspect(model(), TOKENS, cache=model().empty_cache(16, batch=(2,))), "cache= cannot be looked at"),
+    (lambda: inspect(Jitted(nnx.Rngs(0)), jnp.ones((13, 24))), "inside a jit, remat or scan"),
+    (lambda: contributions(model(), TOKENS, 3, position=13), r"position must lie in -13 .. 12, got 13"),
+    (lambda: contributions(model(), TOKENS, 23), "target must be a token, 0 to 22, got 23"),
     (lambda: ablate(model(), [(3, 0)]), r"heads has \(3, 0\), but the model 3 layers of 4 heads"),
     (lambda: ablate(model(), [(0, 4)]), r"heads has \(0, 4\)"),
     (lambda: ablate(MODELS["grouped, rotary, no bias"](), [(0, 1)], mean_over=TOKENS), "use_bias=True"),
@@ -190,4 +252,14 @@ def test_any_module_with_heads():
 ])  # fmt: skip
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: ablate(model(), (0, 1)), r"pairs of layer and head, such as \[\(0, 3\)\]"),
+    (lambda: ablate(MultiHeadAttention(24, 4, rngs=nnx.Rngs(0)), [(0, 1)]), "must be a TransformerLM, got MultiHeadAttention"),
+    (lambda: contributions(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), TOKENS, 1), "must be a TransformerLM, got Linear"),
+])  # fmt: skip
+def test_refusals_of_types(call, message):
+    with pytest.raises(TypeError, match=message):
         call()

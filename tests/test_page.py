@@ -1,5 +1,6 @@
 """The interactive page, in a browser: what it says and shows against the weights, and that it runs nothing else."""
 
+import json
 import re
 import shutil
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attention_jax import attention_statistics, attention_weights, causal, sliding_window
 from attention_jax.view.page import Page, html
 
 WORDS = ["The", "cat", "sat", "on", "the", "mat", "and", "saw", "the", "dog"]
@@ -370,6 +372,18 @@ def test_it_works_inside_a_notebook(show):
     assert tab.get_attribute("iframe", "sandbox") == "allow-scripts"
 
 
+def test_weights_and_statistics_of_a_window_give_the_same_numbers():
+    query = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2, 4)), jnp.float32)
+    mask = causal() & sliding_window(2, 0)
+    weights, whole = attention_weights(query, query, mask=mask), attention_statistics(query, query, mask=mask)
+    stored = [
+        json.loads(re.search(r'json">(.*?)</script>', html(each, WORDS[:9]))[1])["numbers"] for each in (weights, whole)
+    ]
+    for name in ("entropy", "first_token", "previous_token"):
+        np.testing.assert_allclose(stored[0][name], stored[1][name], atol=2e-4)
+    assert repr(html(weights, WORDS[:9])).startswith("<Page of ")
+
+
 def test_save_makes_directories_and_writes_the_page(tmp_path):
     page = html(heads(1, 1, 10), WORDS)
     path = page.save(tmp_path / "a" / "b" / "page.html")
@@ -391,9 +405,9 @@ def without(name, value):
         (np.eye(9), {}, ValueError, "tokens to be T = 9 strings.*got 10"),
         (np.eye(10)[:, :8], {}, ValueError, "key_tokens, S = 8 of them"),
         (np.eye(10)[:, :8], {"key_tokens": ["a"] * 9}, ValueError, "key_tokens to be S = 8 strings.*got 9"),
-        (np.eye(10), {"tokens": "0123456789"}, TypeError, "tokens as a sequence of strings, got str"),
-        (np.eye(10), {"tokens": 10}, TypeError, "tokens as a sequence of strings, got int"),
-        (np.eye(10), {"tokens": list(range(10))}, TypeError, "tokens as strings, got 0, int"),
+        (np.eye(10), {"tokens": "0123456789"}, TypeError, "tokens must be a list of strings, got str"),
+        (np.eye(10), {"tokens": 10}, TypeError, "tokens must be a list of strings, got int"),
+        (np.eye(10), {"tokens": list(range(10))}, TypeError, "tokens must be a list of strings, got one with 0, int"),
         (np.eye(10), {"title": None}, TypeError, "title as a string, got NoneType"),
         (np.broadcast_to(np.float32(0), (99, 99, 50, 50)), {}, ValueError, "fewer layers.*attention_statistics"),
         (without("top_keys", np.full((1, 2, 10, 3), 10)), {}, ValueError, "top_keys from -1 to S - 1 = 9, got 10"),

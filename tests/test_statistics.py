@@ -107,6 +107,25 @@ def test_other_lengths_and_positions(small_blocks):
     np.testing.assert_allclose(padded.first_token, true[..., 0].mean(-1), atol=1e-6)
 
 
+@pytest.mark.parametrize("pad", [0, 7])
+def test_padding_is_no_token_before(pad, small_blocks):
+    """Whatever token padding holds, induction is that of the tokens alone."""
+    alone, padding = attention_statistics(QUERY, KEY, mask=aj.causal(), tokens=TOKENS), 6
+    query, key = (jnp.pad(x, ((0, 0), (padding, 0), (0, 0), (0, 0))) for x in (QUERY, KEY))
+    tokens, positions = np.pad(TOKENS, ((0, 0), (padding, 0)), constant_values=pad), jnp.arange(T + padding) - padding
+    mask = aj.causal() & ~aj.mask_from_function(lambda t, s: t < 0)
+    padded = attention_statistics(query, key, mask=mask, positions=(positions, positions), tokens=tokens)
+    for name in ("induction", "duplicate_token", "previous_token", "first_token"):
+        np.testing.assert_allclose(getattr(padded, name), getattr(alone, name), atol=1e-6)
+
+
+def test_the_log_sum_exp_may_be_given(small_blocks):
+    value = jnp.ones((*KEY.shape[:-1], 3))
+    _, lse = aj.attention_and_lse(QUERY, KEY, value, mask=MASKS["array"])
+    found = attention_statistics(QUERY, KEY, mask=MASKS["array"], tokens=TOKENS, top_k=3, lse=lse)
+    check(found, truth(MASKS["array"]))
+
+
 def test_padding_that_is_not_finite_changes_no_bit():
     mask, dirty = aj.causal() & aj.key_lengths(jnp.array([30, 30])), KEY.at[:, 30:].set(jnp.nan)
     clean = attention_statistics(QUERY, KEY, mask=mask, tokens=TOKENS)
@@ -126,8 +145,11 @@ def _first():
 
 
 def test_output_bits_are_the_same_with_statistics():
+    """In one compiled program, where XLA could compute what they share in another way."""
+
     def both(query, key, value):
-        return aj.attention(query, key, value, mask=aj.causal()), attention_statistics(query, key, mask=aj.causal())
+        output, lse = aj.attention_and_lse(query, key, value, mask=aj.causal())
+        return output, attention_statistics(query, key, mask=aj.causal(), lse=lse)
 
     value = jnp.asarray(RANDOM.normal(size=KEY.shape), jnp.float32)
     alone = jax.jit(partial(aj.attention, mask=aj.causal()))(QUERY, KEY, value)
@@ -196,6 +218,7 @@ def test_nothing_to_look_at():
     (lambda: attention_statistics(QUERY, KEY, tokens=TOKENS[:, 1:]), ValueError, r"tokens must be \[\*B, T\]"),
     (lambda: attention_statistics(QUERY[:, :9], KEY, tokens=TOKENS), ValueError, "T = 9 queries and S = 43 keys"),
     (lambda: jax.jit(lambda k: attention_statistics(QUERY, KEY, top_k=k))(3), TypeError, "top_k must be static"),
+    (lambda: attention_statistics(QUERY, KEY, lse=jnp.zeros((B, T, N))), ValueError, r"lse must be \[\*B, N, T\]"),
     (lambda: attention_statistics(QUERY, KEY, top_k=-1), ValueError, "top_k must be at least 0"),
     (lambda: attention_statistics(QUERY, KEY[..., :4]), ValueError, "key"),
     (lambda: attention_statistics(QUERY, KEY, mask=np.ones((B, T, T))), TypeError, "mask"),

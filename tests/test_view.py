@@ -143,6 +143,11 @@ def test_of_many_tokens_some_are_named():
     (lambda: plot.plot_training(weights(3), [1, 2], TOKENS), ValueError, "2 steps"),
     (lambda: plot.plot_heads(np.zeros((0, 2, 5, 5)), TOKENS), ValueError, "got"),
     (lambda: plot.plot_mask(np.ones((4, 5), bool), 5, 5), ValueError, "mask"),
+    (lambda: plot.plot_mask(aj.causal(), 0), ValueError, "T must be at least 1"),
+    (lambda: plot.plot_mask(aj.causal(), 5, block_size=(0, 1)), ValueError, "block_size must be at least 1"),
+    (lambda: plot.plot_mask(aj.causal(), 5, block_size=2), TypeError, "block_size must be a pair"),
+    (lambda: plot.plot_training(weights(3), [1, 2, 3], TOKENS, columns=0), ValueError, "columns must be at least 1"),
+    (lambda: text(weights(), None), TypeError, "got NoneType"),
 ])  # fmt: skip
 def test_refusals(call, error, message):
     with pytest.raises(error, match=message):

@@ -246,12 +246,15 @@ class MultiHeadAttention(nnx.Module):
 def recover_weights(attention_fn, query, key, mask) -> jax.Array:
     """The weights `[*B, N, T, S]` of any `attention_fn`: attention is linear in the value, and these are what it makes
     of the identity."""
+    attention_fn = getattr(attention_fn, "watched", attention_fn)  # this is no call to be noted: see `inspection`
     query, key = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key))
     S, K = key.shape[-3:-1]
     identity = jnp.broadcast_to(jnp.eye(S, dtype=key.dtype)[:, None, :], (S, K, S))
     identity = jnp.broadcast_to(identity.reshape((1,) * (key.ndim - 3) + (S, K, S)), (*key.shape[:-1], S))
     try:
         return jnp.swapaxes(attention_fn(query, key, identity, mask=mask), -3, -2)
+    except jax.errors.UnexpectedTracerError:
+        raise
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"return_weights=True asks attention_fn to attend to values {identity.shape}, the identity, which it "

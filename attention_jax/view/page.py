@@ -4,12 +4,13 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+
+from attention_jax.view.table import check_tokens
 
 NAN = 255  # the byte that stands for NaN; the others are multiples of 1 / steps
 LARGEST = 20_000_000  # bytes of numbers: what a browser opens without a long wait
@@ -19,6 +20,9 @@ class Page(str):
     """A whole HTML document; the last expression of a notebook cell shows it."""
 
     __slots__ = ()
+
+    def __repr__(self) -> str:  # a notebook keeps it beside the page, which it would otherwise hold twice
+        return f"<Page of {len(self):,} characters>"
 
     def save(self, path) -> Path:
         """Writes the page to `path` as UTF-8, making its parent directories, and returns the path."""
@@ -66,7 +70,7 @@ def html(weights, tokens, *, key_tokens=None, title="Attention") -> Page:
         raise ValueError(f"expected key_tokens, S = {S} of them, because tokens labels the T = {T} queries, got None")
     keys = None if key_tokens is None else check_labels("key_tokens", key_tokens, "S", S)
     if keys is None and T > 1 and "weights" in arrays:
-        numbers["previous_token"] = np.diagonal(arrays["weights"], -1, axis1=-2, axis2=-1).mean(-1)
+        numbers["previous_token"] = mean_of_seen(np.diagonal(arrays["weights"], -1, axis1=-2, axis2=-1))
     data = {"title": title, "tokens": tokens, "keys": keys, "shape": shape}
     data["numbers"] = {name: as_lists(array) for name, array in numbers.items()}
     page = fill(data, arrays, steps=254)
@@ -83,7 +87,12 @@ def weights_arrays(weights):
     check_size(weights.size)
     weights = check_weights("weights", weights).reshape((1,) * (4 - weights.ndim) + weights.shape)
     entropy = -(weights * np.log(np.where(weights == 0, 1, weights))).sum(-1).mean(-1)
-    return {"weights": weights}, weights.shape, {"entropy": entropy, "first_token": weights[..., 0].mean(-1)}
+    return {"weights": weights}, weights.shape, {"entropy": entropy, "first_token": mean_of_seen(weights[..., 0])}
+
+
+def mean_of_seen(weights) -> np.ndarray:
+    """The mean over the queries that see the key, whose weight is not 0: as `AttentionStatistics` has it."""
+    return weights.sum(-1) / np.maximum((weights != 0).sum(-1), 1)
 
 
 def statistics_arrays(statistics):
@@ -122,8 +131,9 @@ def fill(data, arrays, steps) -> Page:
     text = json.dumps({**data, "steps": steps, "nan": NAN, "arrays": packed}, allow_nan=False, separators=(",", ":"))
     for character in "<>&":  # so that no token ends the script; all that is not ASCII, json escapes itself
         text = text.replace(character, f"\\u{ord(character):04x}")
-    files = (Path(__file__).with_name(f"page.{kind}") for kind in ("html", "css", "js"))
-    page, style, script = (file.read_text("utf-8") for file in files)
+    names = "page.html", "page.css", "weights.js", "page.js"
+    page, style, *scripts = (Path(__file__).with_name(name).read_text("utf-8") for name in names)
+    script = "\n".join(scripts)
     parts = {"STYLE": style, "SCRIPT": script, "STYLE_HASH": sha256(style), "SCRIPT_HASH": sha256(script), "DATA": text}
     for name, part in parts.items():  # the data last, which nothing is to be replaced in
         page = page.replace(f"{{{{{name}}}}}", part)
@@ -170,12 +180,7 @@ def check_size(size):
 
 
 def check_labels(name, labels, letter, length) -> list[str]:
-    if isinstance(labels, str) or not isinstance(labels, Iterable):
-        raise TypeError(f"expected {name} as a sequence of strings, got {type(labels).__name__}")
-    labels = list(labels)
-    for label in labels:
-        if not isinstance(label, str):
-            raise TypeError(f"expected {name} as strings, got {label!r}, {type(label).__name__}")
+    labels = check_tokens(name, labels)
     if len(labels) != length:
         raise ValueError(f"expected {name} to be {letter} = {length} strings, as weights, got {len(labels)}")
     return labels

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 
+from attention_jax.arguments import static_int
 from attention_jax.mask_tree import as_mask
 from attention_jax.view.table import labels
 
@@ -76,7 +77,7 @@ def plot_training(
     >>> plot_training(np.full((3, 4, 4), 0.25), [0, 10, 100], list("abcd")).savefig("/dev/null", format="png")
     """
     weights, rows, keys = _checked(weights, tokens, key_tokens, "[steps, T, S]", steps)
-    columns = min(columns, len(steps))
+    columns = min(static_int("columns", columns, minimum=1), len(steps))
     titles = [f"step {step}" for step in steps]
     titles = [titles[first : first + columns] for first in range(0, len(titles), columns)]
     pictures = iter(weights)
@@ -111,7 +112,8 @@ def animate_training(
 
 
 def plot_mask(mask, T: int, S: int | None = None, *, block_size: tuple[int, int] | None = None) -> Figure:
-    """Which keys each query sees; and, by colour, which blocks `attention` skips, masks, or computes whole.
+    """Which keys each query sees; and, by colour, which blocks see none, some or all of theirs. `explain` counts those
+    that `attention` skips, or takes without a mask, by the mask's rule.
 
     Args:
       mask: `Mask`, or bool `[T, S]`; of one with batch or heads, its first.
@@ -119,13 +121,15 @@ def plot_mask(mask, T: int, S: int | None = None, *, block_size: tuple[int, int]
       block_size: queries and keys in a block. Default: no blocks are drawn.
 
     Raises:
-      ValueError: a mask that is not one for T queries and S keys.
+      TypeError: sizes that are not integers.
+      ValueError: a mask that is not one for T queries and S keys, sizes below 1.
 
     >>> from attention_jax import sliding_window
     >>> plot_mask(sliding_window(20, 0), 64, block_size=(16, 16)).savefig("/dev/null", format="png")
     """
-    S = T if S is None else S
-    seen = np.asarray(as_mask(mask).to_array(T, S))
+    T = static_int("T", T, minimum=1)
+    S, mask = static_int("S", T if S is None else S, minimum=1), as_mask(mask)
+    seen = np.asarray(mask.to_array(T, S))
     seen = seen[(0,) * (seen.ndim - 2)]
     if seen.shape != (T, S):
         raise ValueError(f"mask must be [T, S] = {[T, S]}, got {list(seen.shape)}")
@@ -134,7 +138,9 @@ def plot_mask(mask, T: int, S: int | None = None, *, block_size: tuple[int, int]
     panel = figure.subplots()
     handles = []
     if block_size is not None:
-        t, s = block_size
+        if np.shape(block_size) != (2,):
+            raise TypeError(f"block_size must be a pair, queries and keys, got {block_size!r}")
+        t, s = (static_int("block_size", size, minimum=1) for size in block_size)
         kinds = np.zeros((-(-T // t), -(-S // s)), int)
         for i, j in np.ndindex(*kinds.shape):
             block = seen[i * t : (i + 1) * t, j * s : (j + 1) * s]
@@ -154,7 +160,7 @@ def plot_mask(mask, T: int, S: int | None = None, *, block_size: tuple[int, int]
     shade[seen] = [0.1, 0.25, 0.45, 0.55 if block_size else 0.9]
     panel.imshow(shade, interpolation="nearest", aspect="auto")
     panel.set(xlabel="key", ylabel="query", xlim=(-0.5, S - 0.5), ylim=(T - 0.5, -0.5))
-    name = repr(mask) if not isinstance(mask, np.ndarray) else "mask"
+    name = repr(mask)
     panel.set_title(name if len(name) <= 70 else name[:69] + "…", fontsize=9)
     if handles:
         figure.legend(handles=handles, title="blocks", loc="outside right upper", fontsize=8, title_fontsize=8)

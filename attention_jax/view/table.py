@@ -1,6 +1,6 @@
 """Attention weights as a table of numbers, as textbooks print them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -46,8 +46,17 @@ def text(weights, tokens: Sequence[str], *, key_tokens: Sequence[str] | None = N
 
 def labels(tokens: Sequence[str], longest: int = 12) -> list[str]:
     """Tokens as they can be read on one line: white space made visible, and what is long cut."""
-    if isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens):
-        raise TypeError(f"tokens must be a list of strings, got {tokens!r:.60}")
-    visible = [token.translate({32: "␣", 10: "↵", 13: "↵", 9: "⇥"}) or "∅" for token in tokens]
+    visible = [token.translate({32: "␣", 10: "↵", 13: "↵", 9: "⇥"}) or "∅" for token in check_tokens("tokens", tokens)]
     visible = ["".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in token) for token in visible]
     return [token if len(token) <= longest else token[: longest - 1] + "…" for token in visible]
+
+
+def check_tokens(name: str, tokens) -> list[str]:
+    """The labels as a list, or a `TypeError` that says what they are instead."""
+    if isinstance(tokens, str) or not isinstance(tokens, Iterable):
+        raise TypeError(f"{name} must be a list of strings, got {type(tokens).__name__}")
+    tokens = list(tokens)
+    for token in tokens:
+        if not isinstance(token, str):
+            raise TypeError(f"{name} must be a list of strings, got one with {token!r}, {type(token).__name__}")
+    return tokens

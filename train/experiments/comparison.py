@@ -29,15 +29,23 @@ def compare(report, one: int, other: int, *, embed_dim: int, steps: int) -> None
     rows = [[name, f"{np.mean(found):.4f}", f"{min(found):.4f}", f"{max(found):.4f}"] for name, found in losses.items()]
     report.table(["", "validation loss", "lowest", "highest"], rows)
     report.figure(plot_losses(curves), "Training losses of the first seed.")
+    report.conclude(verdict(losses))
+
+
+def verdict(losses: dict[str, list[float]]) -> str:
+    """Which of two did better, by the losses of their seeds.
+
+    >>> verdict({"one": [1.0, 1.1], "other": [1.05, 1.25]})
+    'one did better by 0.100 nats on average, but the seeds overlap: this does not show that it matters here.'
+    """
     better, worse = sorted(losses, key=lambda name: np.mean(losses[name]))
     gain = np.mean(losses[worse]) - np.mean(losses[better])
     if max(losses[better]) < min(losses[worse]):
-        report.conclude(
+        return (
             f"{better} did better than {worse} by {gain:.3f} nats a character, and the worst of its seeds better than "
             "the best of the others."
         )
-    else:
-        report.conclude(
-            f"{better} did better by {gain:.3f} nats on average, but the seeds overlap: this does not show that it "
-            "matters here."
-        )
+    return (
+        f"{better} did better by {gain:.3f} nats on average, but the seeds overlap: this does not show that it matters "
+        "here."
+    )

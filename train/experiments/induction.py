@@ -124,12 +124,15 @@ def run(report) -> None:
     words = [chr(ord("a") + token) for token in asked[0, :-1]]
     page = html(inspect(two.model, asked[0, :-1]), words, title="Two layers on a repeated word")
     report.page(page, "All heads on one example.")
-    alone, _, gone, still, _ = repeated["1 layer"][1], *without[1:]
-    if inductive and layer > 0 and gone > 1 and gone > 2 * still:
-        report.conclude(
-            f"Head {head} of layer {layer} is an induction head: {induction[layer, head]:.2f} of its weight goes to "
-            f"the key after an earlier copy. Without the {len(inductive)} of its kind the loss of repeated letters "
-            f"rises from {without[0]:.2f} to {gone:.2f} nats; one layer alone cannot do it, and stays at {alone:.2f}."
-        )
+    _, _, gone, still, _ = without
+    one_layer = repeated["1 layer"][1]
+    best = f"head {head} of layer {layer} gives {induction[layer, head]:.2f} of its weight to the key after a copy"
+    ablated = (
+        f"without the {len(inductive)} of its kind the loss of repeated letters goes from {without[0]:.2f} to "
+        f"{gone:.2f} nats, without what else is in that layer to {still:.2f}"
+    )
+    if inductive and layer > 0 and gone > without[0] + 1 and gone > 2 * still:
+        alone = f"One layer alone {'cannot do it, and ' if one_layer > without[0] + 1 else ''}ends at {one_layer:.2f}."
+        report.conclude(f"There is an induction head: {best}; {ablated}. {alone}")
     else:
-        report.conclude("No head of this model is an induction head by these numbers.")
+        report.conclude(f"These numbers show no induction head: {best}; {ablated}.")
