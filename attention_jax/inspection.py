@@ -79,8 +79,8 @@ def inspect_statistics(model: nnx.Module, tokens, *, top_k: int = 4, **options) 
     Raises:
       ValueError: another `attention_fn`, of which only the weights can be had; and as `inspect`.
 
-    >>> model = TransformerLM(65, 4096, 32, 4, 2, rngs=nnx.Rngs(0))
-    >>> inspect_statistics(model, jnp.arange(4096) % 65).induction.shape
+    >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
+    >>> inspect_statistics(model, jnp.arange(10) % 4).induction.shape
     (2, 4)
     """
     heads, _ = record(model, tokens, **options)

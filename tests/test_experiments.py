@@ -87,8 +87,8 @@ def test_a_difference_within_the_seeds_is_none(monkeypatch, capsys):
 
 @pytest.mark.parametrize("losses, said", [
     ([2.00, 2.01, 2.02, 1.50, 1.51, 1.52], "no factor did better than 1/sqrt\\(d\\) by 0.500"),
-    ([1.50, 1.51, 1.52, 2.00, 2.01, 2.02], "1/sqrt\\(d\\) did better than no factor by 0.500"),
-    ([1.5, 2.0, 1.7, 1.6, 1.9, 1.8], "the seeds overlap"),
+    pytest.param([1.50, 1.51, 1.52, 2.00, 2.01, 2.02], "1/sqrt\\(d\\) did better than no factor by 0.500", marks=pytest.mark.slow),
+    pytest.param([1.5, 2.0, 1.7, 1.6, 1.9, 1.8], "the seeds overlap", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_the_conclusion_on_the_scale(losses, said, monkeypatch, capsys):
     numbers = iter(losses)
@@ -100,8 +100,8 @@ def test_the_conclusion_on_the_scale(losses, said, monkeypatch, capsys):
 
 @pytest.mark.parametrize("kept, hidden, said", [
     (0.1, 2.0, "Without the mask the training loss falls to 0.100 nats, 10 times"),
-    (1.0, 2.0, "do not show"),
-    (0.1, 0.5, "do not show"),
+    pytest.param(1.0, 2.0, "do not show", marks=pytest.mark.slow),
+    pytest.param(0.1, 0.5, "do not show", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_the_conclusion_on_the_mask(kept, hidden, said, monkeypatch, capsys):
     losses, honest = iter([1.0, kept]), iter([1.0, hidden])
@@ -115,8 +115,8 @@ def test_the_conclusion_on_the_mask(kept, hidden, said, monkeypatch, capsys):
 
 @pytest.mark.parametrize("one_layer, ablated, said", [
     (2.0, 4.0, "There is an induction head.*cannot do it, and ends at 2.00"),
-    (0.02, 4.0, "There is an induction head.*One layer alone ends at 0.02"),
-    (2.0, 0.3, "These numbers show no induction head"),
+    pytest.param(0.02, 4.0, "There is an induction head.*One layer alone ends at 0.02", marks=pytest.mark.slow),
+    pytest.param(2.0, 0.3, "These numbers show no induction head", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_the_conclusion_on_induction(one_layer, ablated, said, monkeypatch, capsys):
     repeated = iter([one_layer, 0.01, 0.01, 0.01, 0.4, ablated, 0.1, 5.0])

@@ -37,7 +37,13 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MODELS)
+FEW = {"scanned", "grouped, rotary, no bias"}
+some_models = pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=() if x in FEW else pytest.mark.slow) for x in MODELS]
+)
+
+
+@some_models
 def test_weights_and_statistics_of_every_layer(name):
     of = MODELS[name]()
     logits, weights = of(TOKENS, return_weights=True)
@@ -61,7 +67,7 @@ def test_weights_and_statistics_of_every_layer(name):
         np.testing.assert_array_equal(of.logits(of.norm(residual)), logits)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@some_models
 def test_contributions_add_up_to_the_logit(name):
     of, target = MODELS[name](), jnp.array([3, 17])
     parts = contributions(of, TOKENS, target, position=-2)
@@ -71,7 +77,7 @@ def test_contributions_add_up_to_the_logit(name):
     assert parts.heads.shape == (3, 2, 4) and np.abs(parts.heads).min() > 0
 
 
-@pytest.mark.parametrize("name", MODELS)
+@some_models
 def test_what_is_left_is_what_the_embeddings_write(name):
     """In a model whose feed-forward networks and biases are silent: the other way to the same number."""
     of = MODELS[name]()
@@ -90,7 +96,9 @@ def test_what_is_left_is_what_the_embeddings_write(name):
     np.testing.assert_allclose(found.rest, (embedded * scale * matrix[[7, 2]]).sum(-1), atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["plain", "scanned", "own head, RMSNorm"])
+@pytest.mark.parametrize(
+    "name", ["scanned", *(pytest.param(x, marks=pytest.mark.slow) for x in ("plain", "own head, RMSNorm"))]
+)
 def test_a_contribution_is_what_the_last_layer_loses(name):
     """With the last norm's scale held, silencing a head of the last layer takes just its share, but for what the last
     feed-forward network makes of it: which is taken out here."""
@@ -111,7 +119,7 @@ def test_a_contribution_is_what_the_last_layer_loses(name):
     np.testing.assert_allclose(parts.heads[2, :, 1], true, atol=1e-4)
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_silent_head_adds_nothing(scan):
     of = model(scan=scan)
     without = ablate(of, [(0, 1), (2, 3)])
@@ -144,7 +152,7 @@ def test_a_silent_head_adds_nothing(scan):
     assert np.abs(of(TOKENS) - without(TOKENS)).max() > 0.01
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_head_at_its_mean(scan):
     def attended(model, outputs):
         """The second layer's attention, from the outputs of its heads."""
@@ -154,6 +162,8 @@ def test_a_head_at_its_mean(scan):
         return outputs.reshape(2, 13, -1) @ kernel + bias
 
     of = model(scan=scan)
+    out = (of.blocks if scan else of.blocks[1]).attention.out
+    out.bias[...] = jax.random.normal(jax.random.key(1), out.bias[...].shape)
     outputs = np.array(record(of, TOKENS)[0][1].output)
     mean = outputs[:, :, 2].reshape(-1, 6).mean(0)
     outputs[:, :, 2] = mean

@@ -51,8 +51,13 @@ def truth(mask, top_k=3, bias=None):
     return reference.statistics(weights, seen, TOKENS, top_k)
 
 
-@pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("blocks", ["one", "many"])
+FEW = {("causal", "one"), ("segments", "many"), ("array", "many")}
+CASES = [(name, blocks) for name in MASKS for blocks in ("one", "many")]
+
+
+@pytest.mark.parametrize(
+    "name, blocks", [pytest.param(*case, marks=() if case in FEW else pytest.mark.slow) for case in CASES]
+)
 def test_of_the_whole_weights(name, blocks, request):
     if blocks == "many":
         request.getfixturevalue("small_blocks")
@@ -94,6 +99,7 @@ def test_more_top_keys_than_there_are():
     assert attention_statistics(QUERY, KEY, top_k=0).top_keys.shape == (B, N, T, 0)
 
 
+@pytest.mark.slow
 def test_other_lengths_and_positions(small_blocks):
     """Padding in front, as a cache has it: the same as of the tokens alone."""
     padding, alone = 6, attention_statistics(QUERY[:1], KEY[:1], mask=aj.causal())
@@ -107,7 +113,7 @@ def test_other_lengths_and_positions(small_blocks):
     np.testing.assert_allclose(padded.first_token, true[..., 0].mean(-1), atol=1e-6)
 
 
-@pytest.mark.parametrize("pad", [0, 7])
+@pytest.mark.parametrize("pad", [0, pytest.param(7, marks=pytest.mark.slow)])
 def test_padding_is_no_token_before(pad, small_blocks):
     """Whatever token padding holds, induction is that of the tokens alone."""
     alone, padding = attention_statistics(QUERY, KEY, mask=aj.causal(), tokens=TOKENS), 6
@@ -156,7 +162,9 @@ def test_output_bits_are_the_same_with_statistics():
     np.testing.assert_array_equal(jax.jit(both)(QUERY, KEY, value)[0], alone)
 
 
-@pytest.mark.parametrize("name", ["entropy", "received", "induction", "distance"])
+@pytest.mark.parametrize(
+    "name", ["entropy", *(pytest.param(x, marks=pytest.mark.slow) for x in ("received", "induction", "distance"))]
+)
 def test_gradients(name, small_blocks):
     weigh = jnp.asarray(RANDOM.normal(size=(T if name != "induction" else N,)))
 
