@@ -2,7 +2,9 @@
 
 import base64
 import io
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from html import escape
@@ -25,6 +27,9 @@ pre { white-space: pre-wrap; padding: .8rem; border-radius: 6px; background: lig
 """
 
 
+CLEAR = "\r\033[K"  # the line, of the progress that it shows
+
+
 class Report:
     """Paragraphs, tables and figures in the order in which they are added.
 
@@ -37,17 +42,17 @@ class Report:
 
     def say(self, text: str) -> None:
         """A paragraph."""
-        print(f"\n{text}")
+        _print(f"\n{text}")
         self.parts.append(f"<p>{escape(text)}</p>")
 
     def conclude(self, text: str) -> None:
         """What the numbers come to; on the page, it stands first."""
-        print(f"\n==> {text}")
+        _print(f"\n==> {text}")
         self.parts.insert(0, f'<p class="conclusion">{escape(text)}</p>')
 
     def sample(self, title: str, text: str) -> None:
         """What a model wrote."""
-        print(f"\n{title}:\n{text}")
+        _print(f"\n{title}:\n{text}")
         self.parts.append(f"<h3>{escape(title)}</h3><pre>{escape(text)}</pre>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -79,7 +84,7 @@ class Report:
     def progress(self, text: str) -> None:
         """How far it is, on the terminal alone, at most twice a second."""
         if sys.stdout.isatty() and time.monotonic() - self.shown > 0.5:
-            print(f"\r\033[K{text}", end="\r", flush=True)
+            print(f"{CLEAR}{text}", end="", flush=True)
             self.shown = time.monotonic()
 
     def save(self, directory: Path) -> Path:
@@ -91,3 +96,11 @@ class Report:
         unfinished.write_text(f"{head}<h1>{escape(self.title)}</h1>{''.join(self.parts)}\n", encoding="utf-8")
         unfinished.replace(path)
         return path
+
+
+def _print(text: str) -> None:
+    """On a terminal in place of the progress, and wrapped to its width."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = CLEAR + "\n".join(textwrap.fill(line, width, replace_whitespace=False) for line in text.splitlines())
+    print(text)
