@@ -10,7 +10,7 @@ from flax import nnx
 
 from attention_jax.view import html, plot
 from configs import PRESETS
-from train.data import Dataset, open_dataset
+from train.data import END, Dataset, open_dataset
 from train.experiments.learning import learn, validate
 from train.model import build_model
 from train.show import weights_of
@@ -42,7 +42,7 @@ def look(model, data: Dataset, task: str) -> tuple[np.ndarray, np.ndarray]:
     weights = np.asarray(weights_of(params, tokens, graphdef=graphdef))
     shares = []
     for b, row in enumerate(tokens):
-        text = data.tokenizer.decode(row).split("\n")[0]
+        text = data.tokenizer.decode(row).split(END)[0]
         right = right_keys(task, text)
         length, asking = len(text), right.any(1)
         shares.append((weights[:, b, :, :length, :length] * right).sum(-1)[..., asking])
@@ -75,7 +75,7 @@ def run(report) -> None:
         report.table(["step", "weight on the right letter", "answers right"], rows)
 
         text = data.tokenizer.decode(data.validation[0].tokens[example(data), :-1])
-        words = list(text.split("\n")[0])
+        words = list(text.split(END)[0])
         T = len(words)
         pictures = np.stack([weights[layer, head, :T, :T] for _, weights in looks.values()])
         caption = f"{task}: head {head} of layer {layer} through training."
