@@ -14,10 +14,10 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from attention_jax.axes import by_group
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import Grid, accumulator
-from attention_jax.checks import check_dropout, check_many_heads, check_mask_shape, check_scale
+from attention_jax.checks import check_dropout, check_many_heads, check_scale
 from attention_jax.mask_rules import Function
-from attention_jax.mask_tree import Mask, as_mask
-from attention_jax.scores import Score, ScoreFunction, check_score
+from attention_jax.mask_tree import Mask
+from attention_jax.scores import Score, ScoreFunction, check_rules
 from attention_jax.softmax import AttentionRule, Softmax
 
 BLOCK = 512
@@ -42,10 +42,7 @@ def blockwise_attention(
     rate = check_dropout(dropout_rate, dropout_rng)
     *batch, T, N, _ = query.shape
     S, _, Hv = value.shape[-3:]
-    mask = None if mask is None else as_mask(mask)
-    score = check_score(score, (*batch, N, T, S))
-    if mask is not None:
-        check_mask_shape(mask, (*batch, N, T, S))
+    mask, score = check_rules(mask, score, (*batch, N, T, S))
     if 0 in (*query.shape, *value.shape):
         return jnp.zeros((*batch, T, N, Hv), query.dtype), jnp.full((*batch, N, T), -jnp.inf, accumulator(query.dtype))
     grid = block_grid(query.shape, value.shape, block_sizes or block_sizes_for(mask, S))

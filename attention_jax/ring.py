@@ -14,11 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from attention_jax.blocks import accumulator
 from attention_jax.blockwise import blockwise_attention, weighted_sums
-from attention_jax.checks import check_many_heads, check_mask_shape
-from attention_jax.mask_tree import Placed, as_mask, node
+from attention_jax.checks import check_many_heads
+from attention_jax.mask_tree import Placed, node
 from attention_jax.masks import prefix
 from attention_jax.operation import vary_like
-from attention_jax.scores import PlacedScore, check_score
+from attention_jax.scores import PlacedScore, check_rules
 
 
 def ring_attention(
@@ -58,10 +58,7 @@ def ring_attention(
     S, parts = key.shape[-3], mesh.shape[axis]
     if T % parts or S % parts:
         raise ValueError(f"T = {T} queries and S = {S} keys must be multiples of the {parts} devices along {axis!r}")
-    mask = None if mask is None else as_mask(mask)
-    if mask is not None:
-        check_mask_shape(mask, (*batch, N, T, S))
-    score = check_score(score, (*batch, N, T, S))
+    mask, score = check_rules(mask, score, (*batch, N, T, S))
     queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else map(jnp.asarray, positions)
     mask = Local(~prefix(0) if mask is None else mask, queries, keys)
     score = None if score is None else LocalScore(score, queries, keys)

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attention_jax.arguments import positions_alike, static_int
-from attention_jax.checks import check_bias
+from attention_jax.checks import check_bias, check_mask_shape
 from attention_jax.mask_rules import check_offset
-from attention_jax.mask_tree import check_placed
+from attention_jax.mask_tree import Mask, as_mask, check_placed
 
 
 class Score:
@@ -64,6 +65,15 @@ def check_score(score, shape: tuple[int, ...]) -> Score | None:
     score = as_score(score)
     score.check(shape)
     return score
+
+
+def check_rules(mask, score, shape: tuple[int, ...]) -> tuple[Mask | None, Score | None]:
+    """A mask (or bool array, or None) and a score (or function, or None) for logits of `shape`, `[*B, N, T, S]`."""
+    mask = None if mask is None else as_mask(mask)
+    score = check_score(score, shape)
+    if mask is not None:
+        check_mask_shape(mask, shape)
+    return mask, score
 
 
 def apply_score(score: Score | None, head, rows, columns, logits) -> jax.Array:
@@ -151,7 +161,7 @@ def soft_cap(cap) -> Score:
     >>> attention(100 * x, x, x, score=soft_cap(30.0)).shape
     (6, 2, 4)
     """
-    cap = jnp.asarray(cap, float)
+    cap = jnp.asarray(cap, float) if isinstance(cap, jax.Array) else np.asarray(cap, float)
     if cap.ndim != 0 or (not isinstance(cap, jax.core.Tracer) and not cap > 0):
         raise ValueError(f"soft_cap(cap) must be one positive number, got {cap if cap.ndim == 0 else cap.shape}")
     return SoftCap(cap)

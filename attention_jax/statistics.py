@@ -16,10 +16,9 @@ from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import accumulator
 from attention_jax.blockwise import block_grid, block_sizes_for, canonical, canonical_array, pad
-from attention_jax.checks import check_many_heads, check_mask_shape
+from attention_jax.checks import check_many_heads
 from attention_jax.dispatch import placed
-from attention_jax.mask_tree import as_mask
-from attention_jax.scores import check_score
+from attention_jax.scores import check_rules
 from attention_jax.softmax import AttentionRule
 
 
@@ -80,10 +79,7 @@ def attention_statistics(
     *batch, T, N, _ = query.shape
     S, K = key.shape[-3:-1]
     top_k, tokens = static_int("top_k", top_k, minimum=0), _check_tokens(tokens, batch, T, S)
-    mask, score = placed(mask, score, positions)
-    mask, score = None if mask is None else as_mask(mask), check_score(score, (*batch, N, T, S))
-    if mask is not None:
-        check_mask_shape(mask, (*batch, N, T, S))
+    mask, score = check_rules(*placed(mask, score, positions), (*batch, N, T, S))
     if 0 in (*query.shape, *key.shape):
         return _of_nothing(batch, N, T, S, top_k, accumulator(query.dtype), tokens is not None)
 
