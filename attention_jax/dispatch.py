@@ -1,18 +1,20 @@
 """The front door: one attention, and which implementation of it runs."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from attention_jax.backends import KERNELS, Request, platform_of
 from attention_jax.blockwise import block_grid, block_sizes_for, blockwise_attention
-from attention_jax.checks import check_many_heads
+from attention_jax.checks import check_dropout, check_many_heads
 from attention_jax.dot_product import multi_head_attention_and_lse
 from attention_jax.mask_tree import as_mask
 from attention_jax.masks import prefix
-from attention_jax.scores import as_score
+from attention_jax.scores import as_score, check_rules
 
-IMPLEMENTATIONS = {"reference": multi_head_attention_and_lse, "blockwise": blockwise_attention}
+OURS = {"reference": multi_head_attention_and_lse, "blockwise": blockwise_attention}
 
 
 def attention(
@@ -36,8 +38,8 @@ def attention(
       dropout_rate: probability, in [0, 1), that a weight is dropped, independently in each head and batch element.
       dropout_rng: random key, wanted when `dropout_rate` is not 0.
       precision: of the matrix products, as in `jax.numpy.matmul`.
-      implementation: "reference", which makes the whole matrix of weights, or "blockwise". Default: the one that
-        `explain` names.
+      implementation: "reference", which makes the whole matrix of weights, "blockwise", or a kernel: "cudnn",
+        "splash", "tokamax". Default: the one that `explain` names.
 
     Returns:
       `[*B, T, N, Hv]` in the dtype of `query`; 0 for a query that sees no key, NaN for one that sees a non-finite key
@@ -46,6 +48,7 @@ def attention(
     Raises:
       TypeError: integer or bool inputs, a float mask, a traced dropout rate.
       ValueError: shapes or dtypes that do not fit each other, an unknown implementation.
+      NotImplementedError: the implementation that was asked for cannot do this; the message says why.
 
     >>> import jax.numpy as jnp
     >>> from attention_jax import causal
@@ -53,9 +56,9 @@ def attention(
     >>> attention(query, key, key, mask=causal()).shape
     (2, 300, 4, 8)
     """
-    return attention_and_lse(
+    return _attend(
         query, key, value, mask=mask, score=score, positions=positions, scale=scale, dropout_rate=dropout_rate,
-        dropout_rng=dropout_rng, precision=precision, implementation=implementation,
+        dropout_rng=dropout_rng, precision=precision, implementation=implementation, lse=False,
     )[0]  # fmt: skip
 
 
@@ -76,9 +79,17 @@ def attention_and_lse(
     >>> attention_and_lse(x, x, x)[1].round(3).tolist()
     [[1.3860000371932983, 1.3860000371932983, 1.3860000371932983, 1.3860000371932983]]
     """
-    name, _ = _choose(*check_many_heads(query, key, value), implementation)
-    mask, score = placed(mask, score, positions)
-    return IMPLEMENTATIONS[name](query, key, value, mask=mask, score=score, **options)
+    options |= {"mask": mask, "score": score, "positions": positions, "implementation": implementation}
+    return _attend(query, key, value, lse=True, **options)
+
+
+def _attend(query, key, value, *, mask, score, positions, implementation, lse: bool, **options):
+    """Output, and the log-sum-exp or None."""
+    request = _request(query, key, value, mask, score, positions, lse, **options)
+    name = _choose(request, implementation).implementation
+    if name in KERNELS:
+        return KERNELS[name](request), None
+    return OURS[name](*request.arrays, mask=request.mask, score=request.score, **options)
 
 
 def placed(mask, score, positions):
@@ -89,19 +100,44 @@ def placed(mask, score, positions):
     return mask.place(*positions), None if score is None else as_score(score).place(*positions)
 
 
-def _choose(query, key, value, implementation) -> tuple[str, str]:
-    """Which implementation, and why."""
+def _request(
+    query, key, value, mask, score, positions, lse, *, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None
+) -> Request:
+    query, key, value = check_many_heads(query, key, value)
+    *batch, T, N, _ = query.shape
+    mask, score = check_rules(*placed(mask, score, positions), (*batch, N, T, key.shape[-3]))
+    rate = check_dropout(dropout_rate, dropout_rng)
+    return Request(query, key, value, mask, score, scale, rate, precision, lse)
+
+
+class _Choice(NamedTuple):
+    implementation: str
+    reason: str
+    passed_over: dict[str, str]
+
+
+def _choose(request: Request, implementation: str | None) -> _Choice:
+    if implementation in KERNELS:
+        if lack := KERNELS[implementation].lacks(request):
+            raise NotImplementedError(f"implementation={implementation!r} cannot do this: {lack}")
+    elif implementation not in (None, *OURS):
+        known = ", ".join(map(repr, (*OURS, *KERNELS)))
+        raise ValueError(f"implementation must be None or one of {known}, got {implementation!r}")
+    if implementation is not None:
+        return _Choice(implementation, "asked for", {})
+    if any(0 in array.shape for array in request.arrays):
+        return _Choice("reference", "there is nothing to compute", {})
+    passed_over = {}
+    for name, kernel in KERNELS.items():
+        problem = kernel.would_not_help(request)
+        if problem is None:
+            return _Choice(name, f"it is the fastest on {platform_of(request.query)} of those that can", passed_over)
+        passed_over[name] = problem
     # By `python -m benchmarks.attention` on 2 CPU cores, blockwise takes 0.1 to 0.7 of the reference's time, forward
     # and backward, from (B, T, N, H) = (32, 64, 4, 32) on. A problem of one block has no loop: it is the plain path.
-    T, S = query.shape[-3], key.shape[-3]
-    if implementation is not None:
-        if implementation not in IMPLEMENTATIONS:
-            known = ", ".join(map(repr, IMPLEMENTATIONS))
-            raise ValueError(f"implementation must be None or one of {known}, got {implementation!r}")
-        return implementation, "asked for"
-    if 0 in (*query.shape, *value.shape):
-        return "reference", "there is nothing to compute"
-    return "blockwise", f"it is the faster one for {T} queries x {S} keys, as for all that were measured"
+    T, S = request.query.shape[-3], request.key.shape[-3]
+    reason = f"it is the faster of ours for {T} queries x {S} keys, as for all that were measured"
+    return _Choice("blockwise", reason, passed_over)
 
 
 @dataclass(frozen=True)
@@ -110,29 +146,32 @@ class Explanation:
 
     implementation: str
     reason: str
-    blocks: int
-    """Blocks of weights a head, as the mask cuts them; 1 for the reference."""
+    passed_over: dict[str, str]
+    """The kernels that were not taken, and why."""
+    blocks: int | None
+    """Blocks of weights a head, as the mask cuts them; 1 for the reference, None for a kernel, which has its own."""
     skipped: int | None
     """How many of them the mask leaves empty; None if that depends on arrays, and is decided at run time."""
     unmasked: int | None
     """How many it leaves full."""
-    block_size: tuple[int, int]
+    block_size: tuple[int, int] | None
     """Queries and keys in a block."""
     temporary_bytes: int
     """Memory of the compiled forward pass besides its inputs and outputs."""
 
     def __str__(self) -> str:
-        if self.implementation == "reference":
+        size = "" if self.block_size is None else f", of {self.block_size[0]} queries x {self.block_size[1]} keys"
+        if self.blocks is None:
+            blocks = "blocks of its own"
+        elif self.implementation == "reference":
             blocks = "all weights at once"
         elif self.skipped is None:
             blocks = f"{self.blocks} blocks a head; the mask's arrays say at run time which of them are empty"
         else:
             blocks = f"{self.blocks} blocks a head, {self.skipped} skipped as empty and {self.unmasked} without a mask"
-        T, S = self.block_size
-        return (
-            f"{self.implementation}: {self.reason}\n{blocks}, of {T} queries x {S} keys\n"
-            f"{self.temporary_bytes / 2**20:.1f} MiB of temporary memory"
-        )
+        lines = [f"{self.implementation}: {self.reason}", f"{blocks}{size}"]
+        lines += [f"{self.temporary_bytes / 2**20:.1f} MiB of temporary memory"]
+        return "\n".join(lines + [f"not {name}: {reason}" for name, reason in self.passed_over.items()])
 
 
 def explain(
@@ -151,23 +190,25 @@ def explain(
     >>> plan.implementation, plan.blocks, plan.skipped
     ('blockwise', 64, 49)
     """
-    query, key, value = check_many_heads(query, key, value)
-    name, reason = _choose(query, key, value, implementation)
-    mask, score = placed(mask, score, positions)
+    request = _request(query, key, value, mask, score, positions, False, **options)
+    (query, key, value), mask = request.arrays, request.mask
+    choice = _choose(request, implementation)
 
     def run(query, key, value, mask):
-        return attention(query, key, value, mask=mask, score=score, implementation=name, **options)
+        chosen = {"score": request.score, "implementation": choice.implementation}
+        return attention(query, key, value, mask=mask, **chosen, **options)
 
     memory = jax.jit(run).lower(query, key, value, mask).compile().memory_analysis()
     T, S = query.shape[-3], key.shape[-3]
-    blocks, skipped, unmasked, size = 1, 0, int(mask is None), (T, S)
-    if name == "blockwise":
-        mask = None if mask is None else as_mask(mask)
+    blocks, skipped, unmasked, size = (None,) * 4
+    if choice.implementation == "reference":
+        blocks, skipped, unmasked, size = 1, 0, int(mask is None), (T, S)
+    if choice.implementation == "blockwise":
         grid = block_grid(query.shape, value.shape, block_sizes_for(mask, S))
         size = grid.size("t"), grid.size("s")
         blocks = grid.steps("t") * grid.steps("s")
         skipped, unmasked = _count(mask, size, grid.steps("t"), grid.steps("s"), S)
-    return Explanation(name, reason, blocks, skipped, unmasked, size, memory.temp_size_in_bytes)
+    return Explanation(*choice, blocks, skipped, unmasked, size, memory.temp_size_in_bytes)
 
 
 def _count(mask, size, rows: int, columns: int, S: int) -> tuple[int | None, int | None]:

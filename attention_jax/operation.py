@@ -47,13 +47,14 @@ class Operation(ABC):
 
 def vary_like(array, operands) -> jax.Array:
     """`array`, made to vary over the mesh axes of the operands, as `jax.shard_map` wants it of what a loop carries."""
-    axes = frozenset().union(*map(_varying, operands)) - _varying(array)
+    axes = frozenset().union(*map(varying, operands)) - varying(array)
     if not axes:
         return array
     return lax.pcast(array, tuple(axes), to="varying") if hasattr(lax, "pcast") else lax.pvary(array, tuple(axes))
 
 
-def _varying(array) -> frozenset:
+def varying(array) -> frozenset:
+    """The mesh axes over which it varies, inside `jax.shard_map` with its checks."""
     aval = jax.typeof(array)
     return aval.vma if hasattr(aval, "vma") else aval.mat.varying  # before and after jax 0.10
 

@@ -53,7 +53,7 @@ def lengths(batch, S, seed):
     return np.random.default_rng(seed).integers(0, S + 1, batch).astype(np.int32)
 
 
-def _by_rule(rule):
+def by_rule(rule):
     """A mask's truth by asking `rule(t, s)` of every pair, one at a time."""
     return lambda T, S, N, batch: np.array([[bool(rule(t, s)) for s in range(S)] for t in range(T)]).reshape(T, S)
 
@@ -80,17 +80,17 @@ def _random(T, S, N, batch):
 
 # name: (what makes the mask, what makes the truth), both called with T, S, N, batch
 MASKS = {
-    "none": (lambda T, S, N, batch: None, _by_rule(lambda t, s: True)),
-    "causal": (lambda T, S, N, batch: causal(offset=2), _by_rule(lambda t, s: s <= t + 2)),
+    "none": (lambda T, S, N, batch: None, by_rule(lambda t, s: True)),
+    "causal": (lambda T, S, N, batch: causal(offset=2), by_rule(lambda t, s: s <= t + 2)),
     "causal, rows that see nothing": (
         lambda T, S, N, batch: causal(offset=-3),
-        _by_rule(lambda t, s: s <= t - 3),
+        by_rule(lambda t, s: s <= t - 3),
     ),
-    "window": (lambda T, S, N, batch: sliding_window(3, 1, offset=0), _by_rule(lambda t, s: t - 3 <= s <= t + 1)),
-    "prefix": (lambda T, S, N, batch: prefix(4), _by_rule(lambda t, s: s < 4)),
+    "window": (lambda T, S, N, batch: sliding_window(3, 1, offset=0), by_rule(lambda t, s: t - 3 <= s <= t + 1)),
+    "prefix": (lambda T, S, N, batch: prefix(4), by_rule(lambda t, s: s < 4)),
     "prefix-LM": (
         lambda T, S, N, batch: causal(offset=0) | prefix(4),
-        _by_rule(lambda t, s: s <= t or s < 4),
+        by_rule(lambda t, s: s <= t or s < 4),
     ),
     "segments": (
         lambda T, S, N, batch: segments(segment_ids(batch, T, 1), segment_ids(batch, S, 2)),
@@ -101,14 +101,14 @@ MASKS = {
     "bool array": (_random, _random),
     "function": (
         lambda T, S, N, batch: mask_from_function(lambda t, s: (t * s) % 3 != 1),
-        _by_rule(lambda t, s: (t * s) % 3 != 1),
+        by_rule(lambda t, s: (t * s) % 3 != 1),
     ),
     "tree": (
         lambda T, S, N, batch: (
             (causal(offset=1) & ~sliding_window(1, 0, offset=0)) | mask_from_array(_random(T, S, N, batch))
         ),
         lambda T, S, N, batch: (
-            _by_rule(lambda t, s: s <= t + 1 and not t - 1 <= s <= t)(T, S, N, batch) | _random(T, S, N, batch)
+            by_rule(lambda t, s: s <= t + 1 and not t - 1 <= s <= t)(T, S, N, batch) | _random(T, S, N, batch)
         ),
     ),
 }

@@ -125,7 +125,7 @@ REFUSED = {
     ),
     "attention: an array as score": (lambda: aj.attention(Q, K, V, score=np.ones((7, 9))), TypeError, r"score=bias\(array\)"),
     "attention_and_lse: implementation": (
-        lambda: aj.attention_and_lse(Q, K, V, implementation="flash"), ValueError, "None or one of 'reference', 'blockwise', got 'flash'",
+        lambda: aj.attention_and_lse(Q, K, V, implementation="flash"), ValueError, "None or one of 'reference', 'blockwise', 'cudnn', .* got 'flash'",
     ),
     "explain: mixed dtypes": (lambda: aj.explain(Q, jnp.bfloat16(K), V), ValueError, "query float32, key bfloat16, value float32"),
     "attention_weights: rows": (lambda: aj.attention_weights(Q, K, rows=[7]), ValueError, "rows must lie in -7 .. 6, got 7"),

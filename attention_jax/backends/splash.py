@@ -1,0 +1,123 @@
+"""Splash attention, the kernel for TPUs that comes with JAX: any rule on positions, by blocks, of which it skips the
+empty ones; and segments."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention_jax.backends.kernel import Kernel, Options
+from attention_jax.backends.translation import (
+    CAUSAL,
+    CAUSAL_WINDOW,
+    LENGTHS,
+    RULES,
+    SEGMENTS,
+    SOFT_CAP,
+    MaskParts,
+    band,
+    rule_block,
+)
+from attention_jax.mask_tree import Mask
+
+LANES = 128
+BLOCK = 512
+
+
+def attend(query, key, value, options: Options) -> jax.Array:
+    """See `Kernel.attend`."""
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    (_, T, N, _), (_, S, _, Hv) = query.shape, value.shape
+    (t, rows), (s, columns) = _blocks(T), _blocks(S)
+    names = ("block_q", "block_q_dkv", "block_q_dq"), ("block_kv", "block_kv_compute", "block_kv_dkv")
+    names = names[0], (*names[1], "block_kv_dkv_compute", "block_kv_dq")
+    sizes = splash_attention.BlockSizes(**dict.fromkeys(names[0], t), **dict.fromkeys(names[1], s))
+    kernel = splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([_mask(options.mask, (T, S), (rows, columns))] * N),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=options.soft_cap,
+        interpret=options.platform != "tpu",
+    )
+    query = (query.astype(jnp.float32) * options.scale).astype(query.dtype)  # the kernel scales nothing
+    query, key, value = (
+        jnp.pad(jnp.moveaxis(x, 1, 2), ((0, 0), (0, 0), (0, length - x.shape[1]), (0, -x.shape[3] % LANES)))
+        for x, length in ((query, rows), (key, columns), (value, columns))
+    )
+    ids = _segment_ids(options.mask, query.shape[0], (T, S), (rows, columns))
+    ids = None if ids is None else splash_attention.SegmentIds(*ids)
+    output = jax.vmap(kernel)(query, key, value, ids)
+    return jnp.moveaxis(output[:, :, :T, :Hv], 1, 2)
+
+
+def _blocks(length: int) -> tuple[int, int]:
+    """The size of a block, and the length that is a whole number of them."""
+    count = -(-length // BLOCK)
+    size = -(-length // (count * LANES)) * LANES
+    return size, count * size
+
+
+def _mask(mask: MaskParts, shape: tuple[int, int], padded: tuple[int, int]):
+    """The rule, where it is a band or nothing as one of the masks that the kernel computes, else by blocks."""
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    bounds, by_ids = band(mask.rule), mask.lengths is not None or mask.segments is not None
+    low, high = bounds or (None, None)
+    hidden = by_ids or shape[1] == padded[1] or (high is not None and shape[0] - 1 + high < shape[1])
+    if bounds is None or not hidden:
+        return _rule_class()(mask.rule, shape[1], padded)
+    if bounds == (None, None):
+        return splash_attention.FullMask(padded)
+    if low is None:
+        return splash_attention.CausalMask(padded, high)
+    return splash_attention.LocalMask(padded, (-low, high), 0)
+
+
+@cache
+def _rule_class() -> type:
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    class Rule(splash_attention.Mask):
+        """One of our masks on so many keys, evaluated block by block while tracing."""
+
+        def __init__(self, rule: Mask | None, keys: int, shape: tuple[int, int]):
+            self.rule, self.keys, self._shape = rule, keys, shape
+
+        @property
+        def shape(self):
+            return self._shape
+
+        def __getitem__(self, index):
+            rows, columns = (np.arange(n)[part] for n, part in zip(self._shape, index, strict=True))
+            real = np.broadcast_to(columns < self.keys, (len(rows), len(columns)))
+            return real if self.rule is None else real & rule_block(self.rule, rows, columns)
+
+    return Rule
+
+
+def _segment_ids(mask: MaskParts, B: int, shape: tuple[int, int], padded: tuple[int, int]):
+    """Ids of queries and keys that say what segments and lengths do: a key that does not count has an id of its own."""
+    if mask.lengths is None and mask.segments is None:
+        return None
+    T, S = shape
+    queries, keys = mask.segments or (jnp.zeros((B, T), jnp.int32), jnp.zeros((B, S), jnp.int32))
+    nobody = jnp.min(queries, axis=1, keepdims=True) - 1
+    queries, keys = (jnp.pad(x, ((0, 0), (0, n - x.shape[1]))) for x, n in ((queries, padded[0]), (keys, padded[1])))
+    lengths = jnp.full((B,), S) if mask.lengths is None else jnp.minimum(mask.lengths, S)
+    return queries, jnp.where(jnp.arange(padded[1])[None, :] < lengths[:, None], keys, nobody)
+
+
+SPLASH = Kernel(
+    name="splash",
+    attend=attend,
+    package="jax",
+    platforms=("tpu",),
+    elsewhere=True,
+    partitioned=False,
+    dtypes=("float32", "bfloat16"),
+    masks=(CAUSAL, CAUSAL_WINDOW, RULES, LENGTHS, SEGMENTS),
+    scores=(SOFT_CAP,),
+)

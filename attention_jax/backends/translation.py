@@ -1,0 +1,156 @@
+"""Masks and scores taken apart into what kernels know."""
+
+from dataclasses import fields
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention_jax.axes import cut_leaves
+from attention_jax.mask_rules import Causal, Function, KeyLengths, Segments, Window
+from attention_jax.mask_tree import And, Mask
+from attention_jax.scores import Bias, Score, SoftCap
+
+ROWS_AT_ONCE = 512
+
+# What a kernel may take. A mask is a conjunction; each kind is something that may stand in it.
+CAUSAL = "causal()"
+CAUSAL_WINDOW = "causal() & sliding_window(left, 0)"
+RULES = "a rule on positions that is not causal() with or without a window"
+LENGTHS = "key_lengths()"
+SEGMENTS = "segments()"
+ARRAYS = "arrays, other than those of key_lengths() and segments()"
+
+BIAS = "a bias"
+SOFT_CAP = "a soft cap"
+OTHER_SCORE = "neither a bias nor a soft cap of a number"
+
+
+class MaskParts(NamedTuple):
+    """A mask, as the conjunction of what is not None."""
+
+    rule: Mask | None
+    """Known while tracing: no arrays."""
+    lengths: jax.Array | None
+    """int32 `[B]`: the keys that each example has."""
+    segments: tuple[jax.Array, jax.Array] | None
+    """int32 `[B, T]` and `[B, S]`."""
+
+
+def band(rule: Mask | None) -> tuple[int | None, int | None] | None:
+    """The least and the most that s - t may be, None for no bound, if that is all a rule asks."""
+    if rule is None:
+        return None, None
+    if isinstance(rule, Causal):
+        return None, rule.offset or 0
+    if isinstance(rule, Window):
+        return (rule.offset or 0) - rule.left, (rule.offset or 0) + rule.right
+    if isinstance(rule, And) and (sides := (band(rule.left), band(rule.right))) and None not in sides:
+        low, high = ([bound for bound in bounds if bound is not None] for bounds in zip(*sides, strict=True))
+        return max(low, default=None), min(high, default=None)
+    return None
+
+
+def mask_kinds(mask: Mask | None) -> list[str]:
+    """What a mask is made of."""
+    rule, lengths, segments, others = _sort(mask)
+    bounds, kinds = band(rule), []
+    if bounds is None or (bounds != (None, None) and (bounds[1] != 0 or (bounds[0] or 0) > 0)):
+        kinds.append(RULES)
+    elif bounds != (None, None):
+        kinds.append(CAUSAL if bounds[0] is None else CAUSAL_WINDOW)
+    kinds += [LENGTHS] * bool(lengths) + [SEGMENTS] * bool(segments)
+    return kinds + [ARRAYS] * (bool(others) or len(segments) > 1)
+
+
+def mask_parts(mask: Mask | None, batch: tuple[int, ...]) -> MaskParts:
+    """A mask without `ARRAYS`, for examples whose batch dimensions have been made one."""
+    rule, lengths, segments, _ = _sort(mask)
+
+    def flat(array, *length):
+        return jnp.broadcast_to(array, (*batch, *length)).reshape(-1, *length).astype(jnp.int32)
+
+    least = None
+    for each in lengths:
+        least = flat(each.lengths) if least is None else jnp.minimum(least, flat(each.lengths))
+    ids = [(flat(x.query_ids, x.query_ids.shape[-1]), flat(x.key_ids, x.key_ids.shape[-1])) for x in segments]
+    return MaskParts(rule, least, ids[0] if ids else None)
+
+
+def score_kind(score: Score | None) -> str | None:
+    """What a score is."""
+    if score is None:
+        return None
+    if isinstance(score, Bias):
+        return BIAS
+    known = isinstance(score, SoftCap) and not isinstance(score.cap, jax.core.Tracer)
+    return SOFT_CAP if known else OTHER_SCORE
+
+
+def rows_that_see(mask: Mask | None, T: int, S: int) -> jax.Array | None:
+    """Bool `[T]` or `[*B, T]`: whether each query sees some key; None if it is known that all do."""
+    if mask is None:
+        return None
+    if _is_static(mask):
+        sees = rule_rows_that_see(mask, T, S)
+        return None if sees.all() else jnp.asarray(sees)
+    columns = jnp.arange(S)
+
+    def some_rows(first):
+        rows = jnp.minimum(first + jnp.arange(min(ROWS_AT_ONCE, T)), T - 1)
+        seen = cut_leaves(mask, t=rows).at(rows, columns)
+        return jnp.broadcast_to(seen, (*seen.shape[:-2], len(rows), S)).any(axis=-1)
+
+    sees = jnp.moveaxis(jax.lax.map(some_rows, jnp.arange(0, T, ROWS_AT_ONCE)), 0, -2)
+    sees = sees.reshape(*sees.shape[:-2], -1)[..., :T]
+    return sees if sees.ndim == 1 else sees[..., 0, :]
+
+
+def rule_rows_that_see(rule: Mask, T: int, S: int) -> np.ndarray:
+    """Bool `[T]` for a rule without arrays."""
+    rows = np.arange(T)
+    if (bounds := band(rule)) is not None:
+        low = 0 if bounds[0] is None else np.maximum(rows + bounds[0], 0)
+        high = S - 1 if bounds[1] is None else np.minimum(rows + bounds[1], S - 1)
+        return np.broadcast_to(low <= high, (T,))
+    firsts = range(0, T, ROWS_AT_ONCE)
+    return np.concatenate([rule_block(rule, rows[t : t + ROWS_AT_ONCE], np.arange(S)).any(axis=1) for t in firsts])
+
+
+def rule_block(rule: Mask, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """A block of a rule without arrays, while tracing."""
+    with jax.ensure_compile_time_eval():
+        block = np.asarray(rule.at(jnp.asarray(rows), jnp.asarray(columns)))
+    return np.broadcast_to(block, (len(rows), len(columns)))
+
+
+def _sort(mask: Mask | None):
+    """What a mask is a conjunction of: what is known while tracing as one mask or None, lengths, segments, others."""
+    rule, lengths, segments, others = None, [], [], []
+    for part in _conjuncts(mask):
+        if isinstance(part, KeyLengths):
+            lengths.append(part)
+        elif isinstance(part, Segments):
+            segments.append(part)
+        elif _is_static(part):
+            rule = part if rule is None else rule & part
+        else:
+            others.append(part)
+    return rule, lengths, segments, others
+
+
+def _conjuncts(mask: Mask | None) -> list[Mask]:
+    if mask is None:
+        return []
+    return _conjuncts(mask.left) + _conjuncts(mask.right) if isinstance(mask, And) else [mask]
+
+
+def _is_static(mask: Mask) -> bool:
+    if isinstance(mask, Function):
+        position = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        return not mask.captured and not jax.make_jaxpr(mask.fn)(position, position).consts
+    if jax.tree.leaves(mask):
+        return False
+    children = (getattr(mask, field.name) for field in fields(mask))
+    return all(_is_static(child) for child in children if isinstance(child, Mask))
