@@ -116,8 +116,22 @@ def check_indices(name: str, indices, size: int) -> jax.Array:
     return jnp.where(indices < 0, indices + size, indices)
 
 
+def check_auto(**arrays) -> None:
+    """Raise `ValueError` for an array that is spread over mesh axes of type Explicit, whose shardings no function here
+    works out."""
+    for name, array in arrays.items():
+        spec = jax.typeof(array).sharding.spec
+        if any(axis is not None for axis in spec):
+            raise ValueError(
+                f"{name} is spread over mesh axes of type Explicit, {spec}, and only Auto ones are followed: make the "
+                "mesh by jax.sharding.Mesh or attention_jax.modules.make_mesh, or wrap the call in "
+                "jax.sharding.auto_axes(fn, out_sharding=...) or jax.shard_map"
+            )
+
+
 def _check_dtypes(arrays) -> dict[str, jax.Array]:
     arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
+    check_auto(**arrays)
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"{name} must be floating point, got {array.dtype}: convert it, e.g. {name}.astype(float)")

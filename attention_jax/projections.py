@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from attention_jax.checks import check_auto
 from attention_jax.dot_product import split_heads
 
 
@@ -28,6 +29,7 @@ def project(x, kernel, bias=None) -> jax.Array:
         raise ValueError(
             f"expected x [*B, D], kernel [D, E], bias [E]; got x {x.shape}, kernel {kernel.shape}, bias {given}"
         )
+    check_auto(x=x, kernel=kernel)
     product = x.reshape(-1, x.shape[-1]) @ kernel
     if bias is not None:
         product = product + bias[None, :]

@@ -228,6 +228,12 @@ REFUSED = {
     ),
     "modules.from_torch: another module": (lambda: modules.from_torch(modules.FeedForward(8, rngs=rngs()), {}), TypeError, "got FeedForward"),
     "modules.to_torch: another module": (lambda: modules.to_torch(modules.FeedForward(8, rngs=rngs()), {}), TypeError, "got FeedForward"),
+    "modules.make_mesh: too few devices": (lambda: modules.make_mesh(data=99), ValueError, "wants 99 devices; here"),
+    "modules.partition_spec: no such axis": (
+        lambda: modules.partition_spec(("embed",), (8,), modules.make_mesh(data=1), modules.TENSOR), ValueError, r"mesh axes \['model'\]",
+    ),
+    "modules.logical_axes: parameters": (lambda: modules.logical_axes({}), TypeError, "must be an nnx.Module.*got dict"),
+    "modules.shard: parameters": (lambda: modules.shard({}, modules.make_mesh(data=1), ()), TypeError, "must be an nnx.Module.*got dict"),
     "generate.generate: no prompt": (
         lambda: generate(language_model(), jnp.zeros(0, int), 3, rng=jax.random.key(0)),
         ValueError, "at least one integer token",

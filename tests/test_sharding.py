@@ -48,7 +48,7 @@ def trained(mesh_config, optimizer, steps=3, **model):
     mesh = sharding.build_mesh(config)
     built = build_model(config.model, 11, jax.random.key(0), sharding.sharded_attention(mesh))
     graphdef, state = create_state(built, optimizer, jax.random.key(1), average=True)
-    state = sharding.place(state, mesh, mesh_config.fsdp)
+    state = sharding.place(state, built, mesh, mesh_config.fsdp)
     shardings = jax.tree.map(lambda array: array.sharding, state)
     options = {"graphdef": graphdef, "optimizer": optimizer, "accumulate": 2, "ema_decay": 0.5}
     step = jax.jit(partial(train_step, **options), donate_argnums=0, out_shardings=(shardings, None))

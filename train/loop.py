@@ -149,7 +149,8 @@ class Trainer:
         elif self.config.start:
             self.start_from(self.config.start)
         done = int(self.state.step)
-        self.state = sharding.place(self.state, self.mesh, self.config.mesh.fsdp)
+        model = nnx.merge(self.graphdef, self.state.params)
+        self.state = sharding.place(self.state, model, self.mesh, self.config.mesh.fsdp)
         return done, notes["samples"]
 
     def speed(self) -> Speed:

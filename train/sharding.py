@@ -1,8 +1,7 @@
 """How a run is spread over devices: parts of the batch along one axis of a mesh, parts of each layer along the other.
 
-Parameters are placed by their names, and XLA puts the communication in: Megatron's cut of the layers
-(arXiv:1909.08053), and, for `fsdp`, ZeRO's of what is left (arXiv:1910.02054). Heads of attention need none, so that
-each device runs its own.
+Parameters are placed by the names of their axes, and XLA puts the communication in: see
+`attention_jax.modules.sharding`. Heads of attention need none, so that each device runs its own.
 """
 
 from collections.abc import Callable
@@ -11,16 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from attention_jax import attention
+from attention_jax.modules import FSDP, TENSOR, logical_axes, make_mesh, partition_spec
 from configs import schema
 from train.errors import InputError
-
-COLUMNS = ("query", "key", "value", "up")
-ROWS = ("out", "down")
 
 
 def connect(config: schema.Mesh) -> None:
@@ -49,7 +47,7 @@ def build_mesh(config: schema.Config) -> Mesh | None:
             raise InputError(f"{name} = {size} cannot be cut into {parts} equal parts")
     if data * model == 1:
         return None
-    return Mesh(np.array(devices[: data * model]).reshape(data, model), ("data", "model"))
+    return make_mesh(data=data, model=model)
 
 
 def sharded_attention(mesh: Mesh | None) -> Callable[..., jax.Array]:
@@ -68,18 +66,28 @@ def sharded_attention(mesh: Mesh | None) -> Callable[..., jax.Array]:
 
         rng = (dropout_rng,) if dropout_rate else ()
         specs = (heads, heads, heads, *(P() for _ in rng))
-        return jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=heads)(query, key, value, *rng)
+        # all arrays are cut along all axes of the mesh, so that there is nothing to check; kernels refuse the check
+        spread = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)
+        return spread(query, key, value, *rng)
 
     return attend
 
 
-def place(tree: Any, mesh: Mesh | None, fsdp: bool) -> Any:
-    """Parameters, or a state that holds some, laid out over the mesh."""
+def place(tree: Any, model: nnx.Module, mesh: Mesh | None, fsdp: bool) -> Any:
+    """The model's parameters, or a state that holds such (an optimizer's), laid out over the mesh."""
     if mesh is None:
         return tree
-    return jax.tree.map_with_path(
-        lambda path, leaf: _put(leaf, NamedSharding(mesh, _spec(path, leaf, mesh, fsdp))), tree
-    )
+    rules = (*TENSOR, *FSDP) if fsdp else TENSOR
+    named, _ = jax.tree.flatten_with_path(logical_axes(model), is_leaf=_are_names)
+    names = {_keys(path): axes for path, axes in named}
+
+    def put(path, leaf):
+        path = _keys(path)
+        axes = next((names[path[first:]] for first in range(len(path)) if path[first:] in names), None)
+        axes = axes if axes is not None and leaf.ndim >= len(axes) else None
+        return _put(leaf, NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh, rules)))
+
+    return jax.tree.map_with_path(put, tree)
 
 
 def place_batch(batch: Any, mesh: Mesh | None) -> Any:
@@ -116,16 +124,9 @@ def _put(array, sharding: NamedSharding):
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _spec(path, leaf, mesh: Mesh, fsdp: bool) -> P:
-    names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
-    cut: list[str | None] = [None] * leaf.ndim
-    layer, kind = (["", "", *names])[-2:]
-    if kind in ("kernel", "bias") and layer in COLUMNS:
-        cut[-1] = "model"
-    if kind == "kernel" and layer in ROWS:
-        cut[-2] = "model"
-    if fsdp:
-        free = [axis for axis in range(leaf.ndim) if cut[axis] is None and leaf.shape[axis] % mesh.shape["data"] == 0]
-        if free:
-            cut[max(free, key=lambda axis: leaf.shape[axis])] = "data"
-    return P(*cut)
+def _keys(path) -> tuple[str, ...]:
+    return tuple(str(getattr(part, "key", getattr(part, "name", ""))) for part in path)
+
+
+def _are_names(node) -> bool:
+    return node is None or isinstance(node, tuple)

@@ -34,7 +34,7 @@ class SingleHeadAttention(nnx.Module):
     def __init__(
         self, embed_dim: int, head_dim: int, *, use_bias: bool = True, dropout_rate: float = 0.0, rngs: nnx.Rngs
     ):
-        linear = partial(Linear, embed_dim, head_dim, use_bias=use_bias, rngs=rngs)
+        linear = partial(Linear, embed_dim, head_dim, axes=("embed", "head_dim"), use_bias=use_bias, rngs=rngs)
         self.query, self.key, self.value = linear(), linear(), linear()
         self.dropout_rate = Dropout(dropout_rate).rate
 
@@ -83,7 +83,7 @@ class ConcatenatedHeads(nnx.Module):
     def __init__(self, embed_dim: int, num_heads: int, *, rngs: nnx.Rngs):
         head_dim = _head_dim(embed_dim, num_heads)
         self.heads = ModuleList([SingleHeadAttention(embed_dim, head_dim, rngs=rngs) for _ in range(num_heads)])
-        self.out = Linear(embed_dim, embed_dim, rngs=rngs)
+        self.out = Linear(embed_dim, embed_dim, axes=("heads", "embed"), rngs=rngs)
 
     def __call__(self, x, context=None, *, mask=None) -> jax.Array:
         """`[*B, T, D]` (and `[*B, S, D]`) -> `[*B, T, D]`."""
@@ -149,10 +149,11 @@ class MultiHeadAttention(nnx.Module):
         linear = partial(Linear, embed_dim, use_bias=use_bias, rngs=rngs)
         N, K = self.num_heads, self.num_kv_heads
         if fused:
-            self.qkv = linear((N + 2 * K) * H)
+            self.qkv = linear((N + 2 * K) * H, axes=("embed", "qkv"))
         else:
-            self.query, self.key, self.value = linear(N * H), linear(K * H), linear(K * H)
-        self.out = linear(embed_dim)
+            self.query = linear(N * H, axes=("embed", "heads"))
+            self.key, self.value = (linear(K * H, axes=("embed", "kv_heads")) for _ in range(2))
+        self.out = linear(embed_dim, axes=("heads", "embed"))
         self.fused = fused
         self.query_norm = nnx.RMSNorm(H, rngs=rngs) if qk_norm else None
         self.key_norm = nnx.RMSNorm(H, rngs=rngs) if qk_norm else None

@@ -20,7 +20,7 @@ class LearnedPositions(nnx.Module):
 
     def __init__(self, context_length: int, embed_dim: int, *, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.02)
-        self.table = nnx.Param(init(rngs.params(), (context_length, embed_dim)))
+        self.table = nnx.Param(init(rngs.params(), (context_length, embed_dim)), axes=("position", "embed"))
 
     def __call__(self, positions) -> jax.Array:
         """The embeddings of the first so many positions, `[T, D]`, or of integers `[*B, T]`, `[*B, T, D]`: see

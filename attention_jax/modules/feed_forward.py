@@ -21,7 +21,12 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` that multiplies all positions in one matrix product."""
+    """`nnx.Linear` that multiplies all positions in one matrix product, and whose kernel's axes have names."""
+
+    def __init__(self, in_features: int, out_features: int, *, axes: tuple[str, str], **options):
+        super().__init__(in_features, out_features, **options)
+        self.kernel = nnx.Param(self.kernel[...], axes=axes)
+        self.bias = None if self.bias is None else nnx.Param(self.bias[...], axes=axes[1:])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return project(x, self.kernel[...], None if self.bias is None else self.bias[...])
@@ -63,8 +68,9 @@ class FeedForward(nnx.Module):
         rngs: nnx.Rngs,
     ):
         hidden_dim = 4 * embed_dim if hidden_dim is None else hidden_dim
-        self.up = Linear(embed_dim, hidden_dim, use_bias=use_bias, rngs=rngs)
-        self.down = Linear(hidden_dim, embed_dim, use_bias=use_bias, rngs=rngs)
+        options = {"use_bias": use_bias, "rngs": rngs}
+        self.up = Linear(embed_dim, hidden_dim, axes=("embed", "mlp"), **options)
+        self.down = Linear(hidden_dim, embed_dim, axes=("mlp", "embed"), **options)
         self.activation = activation
         self.dropout = Dropout(dropout_rate)
 
@@ -97,9 +103,10 @@ class SwiGLU(nnx.Module):
         rngs: nnx.Rngs,
     ):
         hidden_dim = 8 * embed_dim // 3 if hidden_dim is None else hidden_dim
-        self.gate = Linear(embed_dim, hidden_dim, use_bias=use_bias, rngs=rngs)
-        self.up = Linear(embed_dim, hidden_dim, use_bias=use_bias, rngs=rngs)
-        self.down = Linear(hidden_dim, embed_dim, use_bias=use_bias, rngs=rngs)
+        options = {"use_bias": use_bias, "rngs": rngs}
+        self.gate = Linear(embed_dim, hidden_dim, axes=("embed", "mlp"), **options)
+        self.up = Linear(embed_dim, hidden_dim, axes=("embed", "mlp"), **options)
+        self.down = Linear(hidden_dim, embed_dim, axes=("mlp", "embed"), **options)
         self.dropout = Dropout(dropout_rate)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention_jax.cache import KVCache, counted
+from attention_jax.checks import check_auto
 from attention_jax.mask_tree import as_mask
 from attention_jax.masks import causal
 from attention_jax.modules.attention import ModuleList, MultiHeadAttention
@@ -108,11 +109,12 @@ class TransformerLM(nnx.Module):
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         self.tokens = nnx.Embed(vocab_size, embed_dim, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.tokens.embedding = nnx.Param(self.tokens.embedding[...], axes=("vocab", "embed"))
         self.positions = None if positions is None else positions(context_length, embed_dim, rngs=rngs)
         blocks = [block(embed_dim, num_heads, norm=norm, rngs=rngs) for _ in range(num_layers)]
         self.blocks = _stack(blocks) if scan else ModuleList(blocks)
         self.norm = norm(embed_dim, rngs=rngs)
-        self.head = None if tied else Linear(embed_dim, vocab_size, use_bias=False, rngs=rngs)
+        self.head = None if tied else Linear(embed_dim, vocab_size, axes=("embed", "vocab"), use_bias=False, rngs=rngs)
         self.context_length, self.num_layers, self.scan, self.remat = context_length, num_layers, scan, remat
 
     def __call__(
@@ -153,6 +155,7 @@ class TransformerLM(nnx.Module):
         """What the head makes logits of: `[*B, T, D]` instead of `[*B, T, vocab_size]`, and all else as a call."""
         if positions is not None and self.positions is None and not self._is_rotary():
             raise ValueError("positions= acts through a position embedding or a rotary one, and this model has neither")
+        check_auto(tokens=tokens)
         mask = causal() if mask is None else causal() & as_mask(mask)
         x = jnp.take(self.tokens.embedding[...], tokens, axis=0)  # in the table's dtype, which nnx.Embed would change
         if self.positions is not None:
