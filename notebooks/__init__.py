@@ -1,0 +1,1 @@
+"""Notebooks, each generated from a script of the same name by `python -m notebooks.build`."""
