@@ -83,7 +83,8 @@ if devices[0].platform == "cpu" and not quick:
 # ## Where the run is kept
 #
 # A run is a folder under `runs/`, with its settings, metrics, pictures, and the last three checkpoints of its whole
-# state. With `use_drive`, `runs` is a link to `attention_jax/runs` on the Drive; a folder that was there is put aside.
+# state. With `use_drive`, `runs` is a link to `attention_jax/runs` on the Drive; runs made before that stay on the
+# machine, in `runs-not-on-drive`.
 
 # %%
 if use_drive:
