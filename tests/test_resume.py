@@ -1,5 +1,6 @@
 """Killed, stopped or damaged, a run goes on to the same bits, and says so where it cannot."""
 
+import errno
 import json
 import os
 import random
@@ -209,6 +210,16 @@ def test_two_runs_cannot_share_a_directory():
     assert other.returncode == 1 and "runs/mine: another training run is writing here" in other.stderr
     with run_directory.locked(directory):
         pass
+
+
+def test_a_folder_without_locks_is_written_to_with_a_warning(monkeypatch, capsys):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(run_directory.fcntl, "flock", no_locks)
+    with run_directory.locked(Path("runs/drive")):
+        assert Path("runs/drive/lock").exists()
+    assert "runs/drive cannot be locked (Operation not supported): begin no second run" in capsys.readouterr().err
 
 
 @pytest.mark.slow

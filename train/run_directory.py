@@ -43,6 +43,8 @@ def locked(directory: Path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{directory}: another training run is writing here; choose a --name") from error
+        except OSError as error:  # a file system without locks, such as a mounted Drive
+            print(f"{directory} cannot be locked ({error.strerror}): begin no second run there", file=sys.stderr)
         yield
 
 
