@@ -61,17 +61,18 @@ def test_every_matrix_names_its_axes(options):
 @needs_devices
 @pytest.mark.parametrize("names, shape, rules, cut", [
     (("embed", "heads"), (32, 64), TENSOR, (None, "model")),
-    (("embed", "heads"), (32, 64), TENSOR + FSDP, ("data", "model")),
-    (("heads", "embed"), (64, 32), TENSOR + FSDP, ("model", "data")),
-    (("embed", "heads"), (32, 64), FSDP, ("data", None)),
-    (("embed", "heads"), (31, 64), FSDP, (None, "data")),  # 31 channels cannot be halved; what comes next can
-    (("embed", "heads"), (32, 66), TENSOR, (None, None)),
-    (("embed", "mlp"), (3, 32, 64), TENSOR + FSDP, (None, "data", "model")),  # stacked layers
-    (("heads",), (64,), TENSOR + FSDP, ("model",)),
-    (("embed",), (64,), TENSOR, (None,)),
+    (("embed", "heads"), (32, 64), TENSOR + FSDP, (None, ("model", "data"))),
+    (("heads", "embed"), (64, 32), TENSOR + FSDP, (("model", "data"), None)),
+    (("embed", "heads"), (32, 64), FSDP, (None, "data")),
+    (("embed", "heads"), (32, 68), TENSOR + FSDP, (None, "model")),  # 68 can be cut into 4 parts, not into 8
+    (("embed", "heads"), (32, 66), TENSOR + FSDP, (None, "data")),
+    (("embed", "heads"), (32, 67), TENSOR + FSDP, (None, None)),
+    (("embed", "mlp"), (3, 32, 64), TENSOR + FSDP, (None, None, ("model", "data"))),  # stacked layers
+    (("heads",), (64,), TENSOR, ("model",)),
+    (("embed",), (64,), TENSOR + FSDP, (None,)),
     (None, (64,), TENSOR + FSDP, (None,)),
-    (("embed", "qkv"), (32, 96), TENSOR + FSDP, ("data", None)),
-    (("embed", "heads"), (32, 64), (("embed", "model"), ("embed", "data"), ("heads", "model")), ("model", None)),
+    (("embed", "qkv"), (32, 96), TENSOR + FSDP, (None, "data")),
+    (("embed", "heads"), (32, 64), (("embed", "model"), ("heads", "data"), ("heads", "model")), ("model", "data")),
 ])  # fmt: skip
 def test_how_rules_cut(names, shape, rules, cut):
     assert tuple(partition_spec(names, shape, make_mesh(data=2, model=4), rules)) == cut
@@ -89,7 +90,7 @@ def test_a_sharded_model_is_the_same_function(sizes, rules, held):
     shard(spread, make_mesh(**sizes), rules)
     whole = sum(array.nbytes for array in jax.tree.leaves(params_of(model)))
     here = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(params_of(spread)))
-    assert held * whole <= here <= (held + 0.04) * whole
+    assert held * whole <= here <= (held + 0.05) * whole
     assert {array.sharding.mesh.size for array in jax.tree.leaves(params_of(spread))} == {8}
     (one, gradients), (other, spread_gradients) = (nnx.jit(nnx.value_and_grad(loss))(each) for each in (model, spread))
     np.testing.assert_allclose(one, other, rtol=1e-6)

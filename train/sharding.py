@@ -39,15 +39,20 @@ def build_mesh(config: schema.Config) -> Mesh | None:
         raise InputError(f"--mesh.data {data} x --mesh.model {model} want {data * model} devices; here: {len(devices)}")
     if jax.process_count() > 1 and data * model < len(devices):
         raise InputError(f"a run of several processes takes all {len(devices)} devices: raise --mesh.data {data}")
-    for name, size, parts in (
-        ("--data.batch-size / --data.accumulate", config.data.batch_size // config.data.accumulate, data),
-        ("--model.num-heads", config.model.num_heads, model),
-    ):
-        if size % parts:
-            raise InputError(f"{name} = {size} cannot be cut into {parts} equal parts")
+    check_parts(config, data)
     if data * model == 1:
         return None
     return make_mesh(data=data, model=model)
+
+
+def check_parts(config: schema.Config, data: int) -> None:
+    """Raise `InputError` if batch or heads cannot be cut into the mesh's parts."""
+    for name, size, parts in (
+        ("--data.batch-size / --data.accumulate", config.data.batch_size // config.data.accumulate, data),
+        ("--model.num-heads", config.model.num_heads, config.mesh.model),
+    ):
+        if size % parts:
+            raise InputError(f"{name} = {size} cannot be cut into {parts} equal parts")
 
 
 def sharded_attention(mesh: Mesh | None) -> Callable[..., jax.Array]:

@@ -29,8 +29,9 @@ Rules = Sequence[tuple[str, str]]
 TENSOR: Rules = (("heads", "model"), ("kv_heads", "model"), ("mlp", "model"))
 """Heads and the inner channels of feed-forward networks are cut: Megatron (arXiv:1909.08053)."""
 
-FSDP: Rules = tuple((name, "data") for name in ("embed", "heads", "kv_heads", "qkv", "mlp", "vocab", "position"))
-"""What holds a parameter's copy for other examples holds a part of it: ZeRO, stage 3 (arXiv:1910.02054)."""
+FSDP: Rules = tuple((name, "data") for name in ("heads", "kv_heads", "qkv", "mlp", "vocab", "position"))
+"""Devices with other examples hold parts of the parameters, not copies: ZeRO, stage 3 (arXiv:1910.02054). D is not cut,
+since XLA would then cut the activations along it, and send them round: more than twice the memory (`docs/scale.md`)."""
 
 
 def make_mesh(**sizes: int) -> Mesh:
@@ -73,7 +74,7 @@ def logical_axes(module: nnx.Module) -> dict[str, Any]:
 
 
 def partition_spec(names: tuple[str, ...] | None, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P:
-    """How a parameter is cut: each axis by the first rule for its name whose mesh axis is still free.
+    """How a parameter is cut: rule by rule, along each mesh axis once; an axis may be cut along several.
 
     Args:
       names: of its last axes; those before are not cut (the layers of a model built with `scan`).
@@ -87,14 +88,15 @@ def partition_spec(names: tuple[str, ...] | None, shape: tuple[int, ...], mesh: 
     """
     if missing := {axis for _, axis in rules} - set(mesh.axis_names):
         raise ValueError(f"rules name the mesh axes {sorted(missing)}, which are not among {mesh.axis_names}")
-    cut: list[str | None] = [None] * len(shape)
+    cut: list[tuple[str, ...]] = [()] * len(shape)
     names = (None,) * (len(shape) - len(names or ())) + tuple(names or ())
     for name, axis in rules:
         for index, named in enumerate(names):
-            size = mesh.shape[axis]
-            if named == name and size > 1 and cut[index] is None and axis not in cut and shape[index] % size == 0:
-                cut[index] = axis
-    return P(*cut)
+            parts = math.prod(mesh.shape[other] for other in (*cut[index], axis))
+            fits = mesh.shape[axis] > 1 and shape[index] % parts == 0
+            if named == name and fits and not any(axis in axes for axes in cut):
+                cut[index] = (*cut[index], axis)
+    return P(*(axes[0] if len(axes) == 1 else axes or None for axes in cut))
 
 
 def shard(module: nnx.Module, mesh: Mesh, rules: Rules) -> None:
