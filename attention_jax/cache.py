@@ -24,6 +24,9 @@ class KVCache:
         padding, which nothing sees.
       ring: whether the latest tokens take the place of the oldest; otherwise there has to be room.
 
+    Raises:
+      ValueError: of the methods: no capacity, no room, tokens of other shapes or dtypes.
+
     >>> from attention_jax import attention, causal
     >>> cache = KVCache.empty(10, 2, 4, batch=(3,))
     >>> for T in (5, 1, 1):  # a prefill, and two tokens
@@ -57,6 +60,7 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
+        """How many tokens there is room for."""
         return self.key.shape[-3]
 
     def append(self, key, value) -> "KVCache":
@@ -97,7 +101,11 @@ class KVCache:
         return counted(self.length - T, T), keys
 
     def check_mask(self, mask: Mask | None, T: int) -> None:
-        """Raise `ValueError` if the last of T new tokens overwrite what `mask` lets the first of them see."""
+        """Refuse a mask that lets the first of T new tokens see what the last of them overwrite.
+
+        Raises:
+          ValueError: this is a ring, and too small for it.
+        """
         if not self.ring:
             return
         before = look_back(mask)

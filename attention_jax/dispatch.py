@@ -74,6 +74,9 @@ def attention_and_lse(
       output `[*B, T, N, Hv]`; log-sum-exp `[*B, N, T]` in float32 or better, differentiable, -inf for a query that sees
       no key. With it, outputs over parts of the keys can be joined, and sinks added: see `add_sinks`.
 
+    Raises:
+      TypeError, ValueError: as `attention`.
+
     >>> import jax.numpy as jnp
     >>> x = jnp.zeros((4, 1, 8))
     >>> attention_and_lse(x, x, x)[1].round(3).tolist()
@@ -182,6 +185,12 @@ def explain(
     Args:
       query, key, value, mask, score, positions, implementation, **options: as `attention`; of arrays only shapes and
         dtypes matter.
+
+    Returns:
+      An `Explanation`; printing it says the same in words.
+
+    Raises:
+      TypeError, ValueError: as `attention`.
 
     >>> import jax.numpy as jnp
     >>> from attention_jax import sliding_window

@@ -31,7 +31,8 @@ from attention_jax.scores import apply_score, check_score
 def scaled_dot_product_attention(
     query, key, value, *, mask=None, bias=None, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None
 ) -> jax.Array:
-    """Attention of one head on one example: each query's average of the values, weighted by its `attention_weights`.
+    """Attention of one head on one example (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1): each query's average
+    of the values, weighted by its `attention_weights`.
 
     Args:
       query: `[T, H]`, floating point.
@@ -70,12 +71,13 @@ def scaled_dot_product_attention(
 
 
 def causal_attention(query, key, value, *, offset=None, **options) -> jax.Array:
-    """`scaled_dot_product_attention` in which no query sees a later key: `mask=causal(offset=offset)`.
+    """`scaled_dot_product_attention` in which no query sees a later key, `mask=causal(offset=offset)`: the decoder's
+    self-attention (arXiv:1706.03762, section 3.2.3).
 
     Args:
       query, key, value: `[T, H]`, `[S, H]`, `[S, Hv]`.
       offset: how many positions the first query stands after the first key; wanted when T != S.
-      **options: `bias`, `scale`, `dropout_rate`, `dropout_rng`, `precision`.
+      **options: bias, scale, dropout_rate, dropout_rng, precision.
 
     Returns:
       `[T, Hv]`.
@@ -149,9 +151,17 @@ def multi_head_attention_and_lse(
 
 
 def split_heads(x, num_heads: int) -> jax.Array:
-    """`[*B, T, N * H]` -> `[*B, T, N, H]`.
+    """Channels as heads.
+
+    Args:
+      x: `[*B, T, N * H]`.
+      num_heads: N (static int).
+
+    Returns:
+      `[*B, T, N, H]`.
 
     Raises:
+      TypeError: a traced number of heads.
       ValueError: the last dimension is not a multiple of `num_heads`.
 
     >>> split_heads(jnp.zeros((2, 5, 12)), 3).shape
@@ -163,7 +173,13 @@ def split_heads(x, num_heads: int) -> jax.Array:
 
 
 def merge_heads(x) -> jax.Array:
-    """`[*B, T, N, H]` -> `[*B, T, N * H]`, the inverse of `split_heads`.
+    """Heads side by side, the inverse of `split_heads`.
+
+    Args:
+      x: `[*B, T, N, H]`.
+
+    Returns:
+      `[*B, T, N * H]`.
 
     Raises:
       ValueError: there are no heads to merge.

@@ -105,6 +105,12 @@ def stream(
     Args:
       model, prompt, num_tokens, rng, lengths, sampling, stop, mask: as `generate`.
 
+    Returns:
+      An iterator of the tokens.
+
+    Raises:
+      TypeError, ValueError: as `generate`, when the first token is asked for.
+
     >>> from attention_jax.modules import TransformerLM
     >>> model = TransformerLM(10, 8, 16, 2, 1, rngs=nnx.Rngs(0))
     >>> len([token for token in stream(model, jnp.array([1, 2, 3]), 20, rng=jax.random.key(0))])

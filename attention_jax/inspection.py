@@ -31,7 +31,9 @@ class Heads(NamedTuple):
     output: jax.Array
     """`[*B, T, N, H]`, before the heads are joined."""
     mask: object
+    """As the module was called with it."""
     attention_fn: Callable
+    """The module's own."""
 
 
 class Contributions(NamedTuple):
@@ -76,6 +78,9 @@ def inspect_statistics(model: nnx.Module, tokens, *, top_k: int = 4, **options) 
         that ask which tokens are the same are those of a `TransformerLM` only.
       top_k: as `attention_statistics`.
 
+    Returns:
+      `AttentionStatistics`, each field `[layers, ...]`.
+
     Raises:
       ValueError: another `attention_fn`, of which only the weights can be had; and as `inspect`.
 
@@ -106,6 +111,7 @@ def contributions(model: TransformerLM, tokens, target, *, position: int = -1, m
     The last norm's scale is taken as it is, which makes the logit a sum over all that was added to the residual stream.
 
     Args:
+      model: a `TransformerLM`.
       tokens: `[*B, T]`.
       target: the token whose logit it is, an integer or `[*B]`.
       position: where it is predicted, from the end if negative (static int).
@@ -164,6 +170,7 @@ def ablate(model: TransformerLM, heads: Sequence[tuple[int, int]], *, mean_over=
     output projection are 0, and one that adds its mean has that in the bias.
 
     Args:
+      model: a `TransformerLM`; it stays as it is.
       heads: pairs of layer and head.
       mean_over: tokens `[*B, T]`; the heads then add their mean output over all of these positions. Default: 0.
       mask: of the call on them.
@@ -212,6 +219,11 @@ def record(model: nnx.Module, tokens, **options) -> tuple[list[Heads], jax.Array
 
     Raises:
       ValueError: as `inspect`.
+
+    >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
+    >>> heads, residual = record(model, jnp.arange(10))
+    >>> len(heads), heads[0].query.shape, residual.shape
+    (2, (10, 4, 8), (10, 32))
     """
     for name in ("cache", "return_weights"):
         if options.get(name):

@@ -23,6 +23,13 @@ class Mask:
 
     Made by `causal`, `sliding_window`, `prefix`, `segments`, `key_lengths`, `mask_from_array` and
     `mask_from_function`; printing one draws it.
+
+    Raises:
+      TypeError: it is used as a truth value, as `and`, `or` and `not` do, which would silently drop one side.
+
+    >>> from attention_jax import causal, prefix
+    >>> (causal() | prefix(2)).to_array(3, 3).astype(int).tolist()
+    [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
     """
 
     __array_ufunc__ = None  # so that `numpy_array & mask` comes here
@@ -66,6 +73,10 @@ class Mask:
         Args:
           query_positions: integers `[T]` or `[*B, T]`; may be traced.
           key_positions: integers `[S]` or `[*B, S]`; a key at a negative position is seen by no query.
+
+        Raises:
+          TypeError: positions that are not integers.
+          ValueError: where the mask is used: lengths other than T and S, or arrays, which go by index, in the mask.
 
         >>> from attention_jax import causal
         >>> causal().place([4, 5], [3, 4, 5, -1]).to_array(2, 4).astype(int).tolist()

@@ -34,6 +34,10 @@ def causal(*, offset: int | None = None) -> Mask:
       offset: how many positions the first query stands after the first key (static int). `None` means 0, and is only
         accepted for T == S; otherwise `offset=0` aligns the starts and `offset=S - T` the ends.
 
+    Raises:
+      TypeError: an offset that is traced, or no integer.
+      ValueError: where the mask is used, if T != S and there is no offset.
+
     >>> causal(offset=2).to_array(2, 4).astype(int).tolist()
     [[1, 1, 1, 0], [1, 1, 1, 1]]
     """
@@ -47,6 +51,10 @@ def sliding_window(left: int, right: int, *, offset: int | None = None) -> Mask:
       left, right: how many positions before and after its own a query sees (static ints >= 0).
       offset: as in `causal`: query t stands at key position `t + offset`.
 
+    Raises:
+      TypeError: a width that is traced, or no integer.
+      ValueError: a width below 0; where the mask is used, T != S without an offset.
+
     >>> sliding_window(1, 0).to_array(3, 3).astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
@@ -56,7 +64,14 @@ def sliding_window(left: int, right: int, *, offset: int | None = None) -> Mask:
 
 
 def prefix(n: int) -> Mask:
-    """Every query sees the first n keys (static int >= 0); `causal() | prefix(n)` is the prefix-LM of arXiv:1910.10683.
+    """Every query sees the first n keys; `causal() | prefix(n)` is the prefix-LM of arXiv:1910.10683.
+
+    Args:
+      n: how many (static int >= 0).
+
+    Raises:
+      TypeError: an n that is traced, or no integer.
+      ValueError: an n below 0.
 
     >>> prefix(1).to_array(2, 3).astype(int).tolist()
     [[1, 0, 0], [1, 0, 0]]
@@ -70,6 +85,10 @@ def segments(query_ids, key_ids=None) -> Mask:
     Args:
       query_ids: integer array `[T]` or `[*B, T]`.
       key_ids: integer array `[S]` or `[*B, S]`; `query_ids` if not given.
+
+    Raises:
+      TypeError: ids that are not integers.
+      ValueError: ids of different batch dimensions; where the mask is used, of other lengths than T and S.
 
     >>> segments(jnp.array([0, 0, 1])).to_array(3, 3).astype(int).tolist()
     [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
@@ -90,6 +109,10 @@ def key_lengths(lengths) -> Mask:
     Args:
       lengths: integer scalar or array `[*B]`; may be traced.
 
+    Raises:
+      TypeError: lengths that are not integers.
+      ValueError: where the mask is used, lengths of another batch.
+
     >>> key_lengths(jnp.array([1, 3])).to_array(1, 3).astype(int).tolist()
     [[[[1, 0, 0]]], [[[1, 1, 1]]]]
     """
@@ -102,6 +125,11 @@ def mask_from_array(array) -> Mask:
     Args:
       array: bool `[T, S]`, `[N or 1, T, S]` for one example, or `[*B, N or 1, T, S]`; T and S may be 1 to broadcast.
 
+    Raises:
+      TypeError: an array that is not bool.
+      ValueError: fewer than two axes; where the mask is used, a shape that does not fit, or a batch that could be taken
+        for heads.
+
     >>> mask_from_array([[True, False]]).to_array(2, 2).astype(int).tolist()
     [[1, 0], [1, 0]]
     """
@@ -113,6 +141,9 @@ def mask_from_function(fn: Callable[[jax.Array, jax.Array], jax.Array]) -> Mask:
 
     Args:
       fn: called with integer arrays `[T, 1]` and `[1, S]`; what it returns broadcasts against `[T, S]`.
+
+    Raises:
+      TypeError: no function; where the mask is used, one that does not return bool.
 
     >>> mask_from_function(lambda t, s: (t - s) % 2 == 0).to_array(2, 3).astype(int).tolist()
     [[1, 0, 1], [0, 1, 0]]

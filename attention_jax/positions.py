@@ -30,6 +30,7 @@ def sinusoidal_positions(positions, dim: int, *, base: float = 10000.0) -> jax.A
       float `[T, D]` or `[*B, T, D]`: sines in the even channels, cosines in the odd ones.
 
     Raises:
+      TypeError: a traced number of positions.
       ValueError: `dim` is odd.
 
     >>> print(sinusoidal_positions(2, 4).round(3))
@@ -56,6 +57,7 @@ def learned_positions(table, positions) -> jax.Array:
       `[T, D]` or `[*B, T, D]`; NaN for a traced position that the table has no row for.
 
     Raises:
+      TypeError: a traced number of positions.
       ValueError: the table has no row for one of the positions; indexing would silently repeat its last row.
 
     >>> learned_positions(jnp.zeros((16, 4)), 3).shape
@@ -146,6 +148,17 @@ def rotary_embedding(x, positions, frequencies, *, interleaved: bool = False, am
 def linear_scaling(frequencies, *, factor: float) -> jax.Array:
     """Position interpolation: positions shrink by `factor` (Chen et al. 2023, arXiv:2306.15595).
 
+    Args:
+      frequencies: `[R / 2]`.
+      factor: the new context over the old, at least 1 (static).
+
+    Returns:
+      `[R / 2]`.
+
+    Raises:
+      TypeError: a traced factor.
+      ValueError: a factor below 1.
+
     >>> print(linear_scaling(rotary_frequencies(4), factor=2.0))
     [0.5   0.005]
     """
@@ -154,6 +167,17 @@ def linear_scaling(frequencies, *, factor: float) -> jax.Array:
 
 def ntk_scaling(frequencies, *, factor: float) -> jax.Array:
     """NTK-aware interpolation: the slowest pair shrinks by `factor`, the fastest stays (arXiv:2309.00071, section 3.1).
+
+    Args:
+      frequencies: `[R / 2]`.
+      factor: the new context over the old, at least 1 (static).
+
+    Returns:
+      `[R / 2]`.
+
+    Raises:
+      TypeError: a traced factor.
+      ValueError: a factor below 1.
 
     >>> print(ntk_scaling(rotary_frequencies(4), factor=2.0))
     [1.    0.005]
@@ -176,6 +200,10 @@ def llama3_scaling(
 
     Returns:
       `[R / 2]`.
+
+    Raises:
+      TypeError: a traced factor.
+      ValueError: a factor below 1, or a `low_factor` that is not below `high_factor`.
 
     >>> print(llama3_scaling(jnp.array([1.0, 1e-4]), factor=8.0, original_length=8192))
     [1.00e+00 1.25e-05]
@@ -204,6 +232,10 @@ def yarn_scaling(
     Returns:
       `[R / 2]`.
 
+    Raises:
+      TypeError: a traced factor.
+      ValueError: a factor below 1, or a `slow` that is not below `fast`.
+
     >>> with jnp.printoptions(precision=1):
     ...     print(yarn_scaling(rotary_frequencies(8), factor=4.0, original_length=2048))
     [1.0e+00 1.0e-01 6.2e-03 2.5e-04]
@@ -225,6 +257,13 @@ def yarn_scaling(
 def yarn_amplitude(factor: float) -> float:
     """What YaRN multiplies rotated queries and keys by, 0.1 ln(factor) + 1 (arXiv:2309.00071, section 3.4).
 
+    Args:
+      factor: that of `yarn_scaling`, at least 1 (static).
+
+    Raises:
+      TypeError: a traced factor.
+      ValueError: a factor below 1.
+
     >>> round(yarn_amplitude(4.0), 4)
     1.1386
     """
@@ -238,10 +277,14 @@ def alibi_slopes(num_heads: int) -> jax.Array:
     the authors' rule: the slopes of the next lower power, then every other one of the next higher.
 
     Args:
-      num_heads: N >= 1.
+      num_heads: N >= 1 (static int).
 
     Returns:
       float `[N]`.
+
+    Raises:
+      TypeError: a traced number of heads.
+      ValueError: a number below 1.
 
     >>> print(alibi_slopes(4))
     [0.25       0.0625     0.015625   0.00390625]

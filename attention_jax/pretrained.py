@@ -69,6 +69,12 @@ def build_gpt2(
 ) -> TransformerLM:  # fmt: skip
     """A `TransformerLM` of GPT-2's architecture, freshly initialised.
 
+    Args:
+      vocab_size, context_length, embed_dim, num_heads, num_layers: as `TransformerLM`.
+      epsilon: of the norms.
+      hidden_dim: width of the feed-forward networks; 4 D if not given.
+      rngs: initialises the parameters.
+
     >>> build_gpt2(65, 16, 8, 2, 1, rngs=nnx.Rngs(0))(jnp.zeros((2, 5), int)).shape
     (2, 5, 65)
     """
@@ -90,6 +96,12 @@ def load_gpt2(directory: str | Path, *, sha256: str | None = None) -> Transforme
 
     Raises:
       ValueError: a file that is missing, damaged, not a GPT-2, or has another hash.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     save_gpt2(build_gpt2(65, 16, 8, 2, 1, rngs=nnx.Rngs(0)), directory)
+    ...     load_gpt2(directory)(jnp.zeros((2, 5), int)).shape
+    (2, 5, 65)
     """
     directory = Path(directory)
     config, path = _read_config(directory / "config.json"), directory / "model.safetensors"
@@ -118,6 +130,12 @@ def save_gpt2(model: TransformerLM, directory: str | Path) -> None:
 
     Raises:
       ValueError: a model of another architecture.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     save_gpt2(build_gpt2(65, 16, 8, 2, 1, rngs=nnx.Rngs(0)), directory)
+    ...     sorted(path.name for path in Path(directory).iterdir())
+    ['config.json', 'model.safetensors']
     """
     from safetensors.numpy import save_file
 
@@ -154,8 +172,21 @@ def load_tokenizer(directory: str | Path):
 
     No text is taken for a special token: `<|endoftext|>` in it is a dozen characters.
 
+    Args:
+      directory: as `download_gpt2` returns it.
+
+    Returns:
+      The tokenizer: `encode(text).ids`, `decode(ids)`.
+
     Raises:
       ValueError: neither is there, or they are damaged.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     _ = Path(directory, "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2}')
+    ...     _ = Path(directory, "merges.txt").write_text("a b")
+    ...     load_tokenizer(directory).encode("abb").ids
+    [2, 1]
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 

@@ -25,7 +25,8 @@ def ring_attention(
     query, key, value, *, mesh: Mesh, axis: str = "context", mask=None, score=None, positions=None, scale=None,
     precision=None,
 ) -> jax.Array:  # fmt: skip
-    """`attention` whose sequence is cut along a mesh axis; each device holds its part of it, forward and backward.
+    """`attention` whose sequence is cut along a mesh axis; each device holds its part of it, forward and backward
+    (Liu et al. 2023, arXiv:2310.01889).
 
     Reverse mode only; `jax.jvp` of it is refused by JAX.
 
@@ -37,6 +38,9 @@ def ring_attention(
       positions: where queries and keys stand, integers `[T]` and `[S]`. Default: 0, 1, 2, ... With `balanced_order`,
         all devices have equally much to do under a causal mask.
       scale, precision: as `attention`; the scale a number.
+
+    Returns:
+      `[*B, T, N, Hv]`, cut as the queries are.
 
     Raises:
       ValueError: lengths that cannot be cut into equal parts, an axis that the mesh does not have or whose sharding is
@@ -89,6 +93,9 @@ def balanced_order(length: int, parts: int) -> jax.Array:
 
     Returns:
       int `[T]`, the position of the token that stands at each index: `tokens[..., order]`, `positions=(order, order)`.
+
+    Raises:
+      ValueError: a length that is no such multiple.
 
     >>> balanced_order(8, 2).tolist()
     [0, 1, 6, 7, 2, 3, 4, 5]

@@ -19,6 +19,9 @@ class Sampling:
       top_p: in (0, 1]; only the fewest of the likeliest tokens that together have this probability (arXiv:1904.09751).
       min_p: in [0, 1]; only tokens at least this share as likely as the likeliest (arXiv:2407.01082).
 
+    Raises:
+      TypeError, ValueError: where it is used, as `Sampling.check`.
+
     >>> Sampling(temperature=0.8, top_k=200).kept(jnp.array([1.0, 2.0, 4.0]) / 0.8).tolist()
     [True, True, True]
     """
@@ -30,7 +33,12 @@ class Sampling:
     min_p: float | None = None
 
     def check(self) -> None:
-        """Raise `TypeError` for a field that is traced, `ValueError` for one out of its range."""
+        """Refuse what cannot be done.
+
+        Raises:
+          TypeError: a field that is traced.
+          ValueError: a field out of its range.
+        """
         ranges = {
             "repetition_penalty": (lambda x: 0 < x < float("inf"), "above 0"),
             "temperature": (lambda x: 0 <= x < float("inf"), "at least 0"),

@@ -24,7 +24,16 @@ from attention_jax.mask_tree import Mask, as_mask, check_placed
 
 
 class Score:
-    """A change to the logits; `one >> other` applies `one` first."""
+    """A change to the logits; `one >> other` applies `one` first.
+
+    Raises:
+      TypeError: it is joined to what is neither a score nor a function.
+
+    >>> from attention_jax import attention
+    >>> x = jnp.ones((3, 2, 4))
+    >>> attention(x, x, x, score=soft_cap(30.0) >> (lambda logit, head, t, s: logit - abs(t - s))).shape
+    (3, 2, 4)
+    """
 
     def apply(self, logits: jax.Array, head: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         """The changed logits of one head's block, `[len(rows), len(columns)]` as they came.
@@ -41,7 +50,13 @@ class Score:
         """Raise `ValueError` if this score is not one for logits of `shape`, `[*B, N, T, S]`."""
 
     def place(self, query_positions, key_positions) -> "Score":
-        """The same score for queries and keys that stand elsewhere; arguments as `Mask.place`.
+        """The same score for queries and keys that stand elsewhere.
+
+        Args:
+          query_positions, key_positions: as `Mask.place`.
+
+        Raises:
+          ValueError: where the score is used, as `Mask.place`.
 
         >>> from attention_jax import alibi_slopes, attention
         >>> query, key = jnp.ones((2, 4, 8)), jnp.ones((6, 4, 8))
@@ -87,6 +102,10 @@ def bias(array) -> Score:
     Args:
       array: floating `[T, S]` or `[*B, N or 1, T, S]`; T and S may be 1 to broadcast; -inf hides a key.
 
+    Raises:
+      TypeError: where the score is used, an array that is not floating.
+      ValueError: where the score is used, a shape that does not fit, or a batch that could be taken for heads.
+
     >>> from attention_jax import attention
     >>> x = jnp.ones((3, 2, 4))
     >>> attention(x, x, x, score=bias(jnp.zeros((3, 3)))).shape
@@ -96,11 +115,14 @@ def bias(array) -> Score:
 
 
 def alibi(slopes, *, offset: int | None = None) -> Score:
-    """A penalty for distance, -slope * |t + offset - s| (Press et al. 2021, arXiv:2108.12409).
+    """A penalty for distance, `-slope * abs(t + offset - s)` (Press et al. 2021, arXiv:2108.12409).
 
     Args:
-      slopes: `[N]`, as `attention_jax.alibi_slopes` gives them, or learned.
+      slopes: `[N]`, as `alibi_slopes` gives them, or learned.
       offset: as in `causal`: query t stands at key position t + offset.
+
+    Raises:
+      ValueError: where the score is used, T != S without an offset, or slopes for another number of heads.
 
     >>> from attention_jax import alibi_slopes, attention
     >>> x = jnp.ones((6, 2, 4))
@@ -118,6 +140,10 @@ def relative_bias(table, *, bidirectional: bool = False, max_distance: int = 128
       bidirectional: whether later keys have buckets of their own, half of them; else they share that of distance 0.
       max_distance: from where on all distances share the last bucket (static int).
       offset: as in `causal`: query t stands at key position t + offset.
+
+    Raises:
+      ValueError: a `max_distance` below 2; where the score is used, T != S without an offset, or a table of too few
+        buckets or another number of heads.
 
     >>> from attention_jax import attention
     >>> x = jnp.ones((6, 2, 4))
@@ -207,6 +233,10 @@ def score_from_function(fn: Callable) -> Score:
     Args:
       fn: called with floating `[T, S]`, an integer, and integers `[T, 1]` and `[1, S]`, the positions; T and S are
         those of a block. Arrays that it captures may be traced, and are given gradients.
+
+    Raises:
+      TypeError: no function.
+      ValueError: where the score is used, logits of another shape than those that came in.
 
     >>> from attention_jax import attention
     >>> x, slopes = jnp.ones((5, 2, 4)), jnp.array([0.5, 0.25])

@@ -32,7 +32,7 @@ class AttentionStatistics(NamedTuple):
     entropy: jax.Array
     """`[*B, N, T]`, of each query's weights, in nats."""
     distance: jax.Array
-    """`[*B, N, T]`, the mean distance |t - s| to the keys, in positions."""
+    """`[*B, N, T]`, the mean distance `abs(t - s)` to the keys, in positions."""
     top_keys: jax.Array
     """int32 `[*B, N, T, top_k]`, the keys with the largest weights, largest first, of equal ones the first; -1 where
     there are no more."""

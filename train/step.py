@@ -38,6 +38,7 @@ class TrainState(NamedTuple):
     params: dict[str, Any]
     """Parameter arrays, as `nnx.to_pure_dict` gives them."""
     opt_state: optax.OptState
+    """What `optimizer.init` makes of the parameters."""
     rng: jax.Array
     """Random key of the whole run; a step uses it folded with its number."""
     skipped: jax.Array
@@ -55,6 +56,21 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, rng
     """The graph definition of `model`, and the state before the first step.
 
     The parameters are copied: a step donates those it is given, and `model` keeps its own.
+
+    Args:
+      model: called with tokens and `rngs=`, returns logits, as `TransformerLM` does.
+      optimizer: of Optax.
+      rng: random key of the whole run.
+      average: whether to keep a moving average of the parameters.
+
+    Returns:
+      The graph definition, which is static, and a `TrainState`.
+
+    >>> from attention_jax.modules import TransformerLM
+    >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
+    >>> graphdef, state = create_state(model, optax.adamw(1e-3), jax.random.key(0))
+    >>> int(state.step), state.params["tokens"]["embedding"].shape
+    (0, (65, 32))
     """
     graphdef, params = nnx.split(model, nnx.Param)
     params = jax.tree.map(jnp.copy, nnx.to_pure_dict(params))
@@ -64,10 +80,21 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, rng
 
 
 def next_token_losses(model: nnx.Module, tokens: jax.Array, rngs: nnx.Rngs | None = None):
-    """Cross-entropy, in nats, of predicting each token of `[B, T + 1]` from those before it; and the logits.
+    """Cross-entropy, in nats, of predicting each token from those before it; and the logits.
+
+    Args:
+      model: called with tokens and `rngs=`, returns logits.
+      tokens: int `[B, T + 1]`.
+      rngs: a `dropout` stream; without it there is no dropout.
 
     Returns:
       `[B, T]`, and `[B, T, vocab_size]`, both float32.
+
+    >>> from attention_jax.modules import TransformerLM
+    >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
+    >>> losses, logits = next_token_losses(model, jnp.zeros((3, 11), int))
+    >>> losses.shape, logits.shape
+    ((3, 10), (3, 10, 65))
     """
     chex.assert_rank(tokens, 2)
     logits = model(tokens[:, :-1], rngs=rngs).astype(jnp.float32)
@@ -80,7 +107,7 @@ def train_step(
     state: TrainState, batch: Batch, *, graphdef: nnx.GraphDef, optimizer, dtype="float32", accumulate: int = 1,
     label_smoothing: float = 0.0, z_loss: float = 0.0, ema_decay: float = 0.0,
 ):  # fmt: skip
-    """One update on a batch. Returns the next state, and metrics of the step as arrays.
+    """One update on a batch.
 
     Where the loss, a gradient or what it would lead to is not finite, parameters and optimiser stay as they were, and
     the step counts as skipped; `finite` in the metrics says which gradients were, in the order of `jax.tree.leaves`.
@@ -88,11 +115,25 @@ def train_step(
     Args:
       state: it is donated.
       batch: B a multiple of `accumulate`.
+      graphdef: as `create_state` returns it.
+      optimizer: of Optax, the one that the state was made with.
       dtype: what the model computes in.
       accumulate: parts that the batch is cut into, whose gradients are summed one after another.
       label_smoothing: share of each target spread over all tokens.
       z_loss: factor on the squared log of the softmax's denominator.
       ema_decay: how slowly `state.average`, if there is one, forgets.
+
+    Returns:
+      The next `TrainState`, and the step's metrics as arrays: loss (nats), gradient_norm, skipped, finite.
+
+    >>> from attention_jax.modules import TransformerLM
+    >>> optimizer = optax.adamw(1e-3)
+    >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
+    >>> graphdef, state = create_state(model, optimizer, jax.random.key(0))
+    >>> batch = Batch(jnp.zeros((8, 17), int))
+    >>> state, metrics = train_step(state, batch, graphdef=graphdef, optimizer=optimizer)
+    >>> int(state.step), sorted(metrics)
+    (1, ['finite', 'gradient_norm', 'loss', 'skipped'])
     """
     counted = batch.counts()
     count = jnp.maximum(counted.sum(), 1)
@@ -141,8 +182,25 @@ def _finite(tree) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("graphdef", "dtype"))
 def eval_step(params: dict[str, Any], batch: Batch, *, graphdef: nnx.GraphDef, dtype="float32"):
-    """Without dropout: the sum of the losses that count, how many there are, and how many sequences had every counted
-    token as their likeliest prediction, which is to say that greedy decoding would write the same."""
+    """What the model makes of a batch, without dropout.
+
+    Args:
+      params: as `TrainState` holds them.
+      batch: any B.
+      graphdef: as `create_state` returns it.
+      dtype: what the model computes in.
+
+    Returns:
+      The sum of the losses that count, how many there are, and how many sequences had every counted token as their
+      likeliest prediction, which is to say that greedy decoding would write the same.
+
+    >>> from attention_jax.modules import TransformerLM
+    >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
+    >>> graphdef, state = create_state(model, optax.adamw(1e-3), jax.random.key(0))
+    >>> loss, count, right = eval_step(state.best, Batch(jnp.zeros((8, 17), int)), graphdef=graphdef)
+    >>> int(count)
+    128
+    """
     losses, logits = next_token_losses(merge(graphdef, params, dtype), batch.tokens)
     counted = batch.counts()
     right = jnp.all((jnp.argmax(logits, axis=-1) == batch.tokens[:, 1:]) | ~counted, axis=-1)
@@ -150,5 +208,17 @@ def eval_step(params: dict[str, Any], batch: Batch, *, graphdef: nnx.GraphDef, d
 
 
 def merge(graphdef: nnx.GraphDef, params: dict[str, Any], dtype="float32") -> nnx.Module:
-    """The model, with its parameters in the dtype that it is to compute in."""
+    """The model, with its parameters in the dtype that it is to compute in.
+
+    Args:
+      graphdef: as `create_state` returns it.
+      params: as `TrainState` holds them.
+      dtype: of floating-point parameters.
+
+    >>> from attention_jax.modules import TransformerLM
+    >>> model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
+    >>> graphdef, state = create_state(model, optax.adamw(1e-3), jax.random.key(0))
+    >>> merge(graphdef, state.best)(jnp.zeros((3, 10), int)).shape
+    (3, 10, 65)
+    """
     return nnx.merge(graphdef, jax.tree.map(lambda param: param.astype(dtype), params))

@@ -48,7 +48,22 @@ def row(name: str, expected: str):
 
 
 def check(implementation: Implementation, name: str) -> Verdict:
-    """Put an implementation through the row of that name."""
+    """Put an implementation through one row of the contract.
+
+    Args:
+      implementation: an `Implementation`.
+      name: one of `ROWS`.
+
+    Returns:
+      What came out; errors of the implementation are refusals, and do not leave this function.
+
+    Raises:
+      KeyError: there is no row of that name.
+
+    >>> from attention_jax import attention
+    >>> check(Implementation("ours", "0.1.0", attention), "no keys: S = 0")
+    Passes
+    """
     try:
         ROWS[name].run(implementation)
     except DeviationError as deviation:

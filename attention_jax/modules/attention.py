@@ -26,6 +26,9 @@ class SingleHeadAttention(nnx.Module):
       dropout_rate: of the attention weights.
       rngs: initialises the parameters.
 
+    Raises:
+      ValueError: `dropout_rate` not in [0, 1); of a call: an input whose last dimension is not D.
+
     >>> x = jnp.ones((2, 5, 8))
     >>> SingleHeadAttention(8, 4, rngs=nnx.Rngs(0))(x).shape
     (2, 5, 4)
@@ -73,6 +76,9 @@ class ConcatenatedHeads(nnx.Module):
       embed_dim: D of input and output.
       num_heads: N; each head has D / N channels.
       rngs: initialises the parameters.
+
+    Raises:
+      ValueError: D is not a multiple of N; of a call: an input whose last dimension is not D.
 
     >>> x = jax.random.normal(jax.random.key(0), (5, 8))
     >>> heads = ConcatenatedHeads(8, 2, rngs=nnx.Rngs(0))

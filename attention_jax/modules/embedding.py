@@ -14,6 +14,9 @@ class LearnedPositions(nnx.Module):
       embed_dim: D.
       rngs: initialises the table.
 
+    Raises:
+      ValueError: of a call: a position that there is no row for.
+
     >>> LearnedPositions(16, 8, rngs=nnx.Rngs(0))(5).shape
     (5, 8)
     """
@@ -29,7 +32,15 @@ class LearnedPositions(nnx.Module):
 
 
 class SinusoidalPositions(nnx.Module):
-    """The fixed embedding of arXiv:1706.03762: no parameters, any length. Takes the arguments of `LearnedPositions`.
+    """The fixed embedding of arXiv:1706.03762: no parameters, any length.
+
+    Args:
+      context_length: not used; it is there for the sake of `LearnedPositions`.
+      embed_dim: D, even.
+      rngs: not used, likewise.
+
+    Raises:
+      ValueError: of a call: D is odd.
 
     >>> SinusoidalPositions(16, 8, rngs=nnx.Rngs(0))(20).shape
     (20, 8)

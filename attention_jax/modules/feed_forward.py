@@ -53,6 +53,9 @@ class FeedForward(nnx.Module):
       dropout_rate: of the output.
       rngs: initialises the parameters.
 
+    Raises:
+      ValueError: `dropout_rate` not in [0, 1); of a call: an input whose last dimension is not D.
+
     >>> FeedForward(8, rngs=nnx.Rngs(0))(jax.numpy.ones((5, 8))).shape
     (5, 8)
     """
@@ -88,6 +91,9 @@ class SwiGLU(nnx.Module):
       use_bias: whether the layers have biases.
       dropout_rate: of the output.
       rngs: initialises the parameters.
+
+    Raises:
+      ValueError: `dropout_rate` not in [0, 1); of a call: an input whose last dimension is not D.
 
     >>> SwiGLU(12, rngs=nnx.Rngs(0)).up.kernel.shape
     (12, 32)

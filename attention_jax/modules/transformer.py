@@ -31,6 +31,9 @@ class TransformerBlock(nnx.Module):
       dropout_rate: of attention weights, attention output and feed-forward output.
       rngs: initialises the parameters.
 
+    Raises:
+      ValueError: as `MultiHeadAttention`; of a call: an input whose last dimension is not D.
+
     >>> from attention_jax import causal
     >>> TransformerBlock(32, 4, rngs=nnx.Rngs(0))(jnp.ones((2, 5, 32)), mask=causal()).shape
     (2, 5, 32)
@@ -83,6 +86,9 @@ class TransformerLM(nnx.Module):
         same numbers as without.
       remat: recompute each block in the backward pass (`jax.checkpoint`) rather than keep its activations.
       rngs: initialises the parameters.
+
+    Raises:
+      ValueError: no layers, and as `TransformerBlock`.
 
     >>> sizes = dict(vocab_size=65, context_length=64, embed_dim=32, num_heads=4, num_layers=2)
     >>> model = TransformerLM(**sizes, rngs=nnx.Rngs(0))

@@ -27,6 +27,7 @@ def plot_head(weights, tokens: Sequence[str], *, key_tokens: Sequence[str] | Non
       weights: `[T, S]`.
       tokens: T labels.
       key_tokens: S labels. Default: `tokens`.
+      title: above the picture.
 
     Raises:
       ValueError: the weights and labels do not fit each other.

@@ -1,0 +1,35 @@
+"""The site: `pip install -e ".[docs]" && sphinx-build -W --keep-going -n docs build/docs`, from a checkout.
+
+Any warning fails the build, a name that resolves to nothing included. Nothing is fetched, neither to build the pages
+nor to read them; `sphinx-build -b linkcheck docs build/linkcheck` follows the links that lead away.
+"""
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS), str(DOCS.parent)]  # for site_extension, and for train, which is not installed
+
+from attention_jax import __version__  # noqa: E402
+
+project, release = "attention_jax", __version__
+html_title = f"{project} {release}"
+html_theme = "furo"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "site_extension"]
+
+default_role = "name"  # of `backquoted` words in docstrings: see site_extension
+autodoc_member_order = "bysource"
+add_module_names = False
+python_maximum_signature_line_length = 100
+napoleon_google_docstring, napoleon_numpy_docstring = True, False
+napoleon_use_param = napoleon_use_rtype = False  # one line may speak of several arguments
+nitpick_ignore_regex = [("py:.*", r"(?!attention_jax|train\b).*")]  # others' pages would have to be fetched
+
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+html_math_renderer = "mathml"
+
+nb_execution_mode = "cache"  # pages with code cells are run when they have changed
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
