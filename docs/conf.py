@@ -15,6 +15,8 @@ from attention_jax import __version__  # noqa: E402
 project, release = "attention_jax", __version__
 html_title = f"{project} {release}"
 html_theme = "furo"
+html_show_copyright = False
+html_static_path, html_css_files = ["static"], ["site.css"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "site_extension"]
 
 default_role = "name"  # of `backquoted` words in docstrings: see site_extension

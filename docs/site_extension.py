@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from functools import partial
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -33,7 +34,10 @@ def resolve_name(app: Sphinx, env, node, text):
     found = [
         (name, entry)
         for name, entry in env.domains.python_domain.objects.items()
-        if f".{name}".endswith(f".{wanted}") and entry.objtype in kinds and wanted not in ARGUMENTS
+        if f".{name}".endswith(f".{wanted}")
+        and entry.objtype in kinds
+        and not entry.aliased
+        and wanted not in ARGUMENTS
     ]
     if len(found) != 1:
         return text
@@ -50,9 +54,26 @@ def sign_module(app: Sphinx, what, name, obj, options, signature, returns):
     """The arguments of a module's `__init__`, which Flax's metaclass hides."""
     if what != "class" or not issubclass(obj, nnx.Module):
         return None
-    whole = inspect.signature(obj.__init__)
-    own = whole.replace(parameters=list(whole.parameters.values())[1:])
-    return stringify_signature(own, unqualified_typehints=True), returns
+    _, *own = inspect.signature(obj.__init__).parameters.values()
+    own = [each.replace(default=Shown(each.default)) if is_function(each.default) else each for each in own]
+    return stringify_signature(inspect.Signature(own), unqualified_typehints=True), returns
+
+
+def is_function(default) -> bool:
+    return callable(default) and default is not inspect.Parameter.empty
+
+
+class Shown:
+    """A default that is a function or a class, as it is written."""
+
+    def __init__(self, default):
+        self.default = default
+
+    def __repr__(self) -> str:
+        if isinstance(self.default, partial):
+            options = "".join(f", {name}={value!r}" for name, value in self.default.keywords.items())
+            return f"partial({self.default.func.__name__}{options})"
+        return self.default.__name__
 
 
 def write_math(self, node):
