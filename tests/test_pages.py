@@ -67,6 +67,11 @@ def test_commands_have_fields_and_values_that_there_are(page, monkeypatch):
     assert len(runs) == sum(program == "train" for program, _ in commands(page))
 
 
+def test_files_that_the_readme_links_to_are_there():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text(encoding="utf-8"))
+    assert links and all((ROOT / link).exists() for link in links)
+
+
 def test_pages_have_code():
     assert all(python_blocks(page) or commands(page) for page in HOWTO)
     assert sum(len(commands(page)) for page in HOWTO) > 10
