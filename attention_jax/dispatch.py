@@ -148,7 +148,9 @@ class Explanation:
     """What `attention` will do with some arguments; printing it says so in words."""
 
     implementation: str
+    """Its name, as `implementation=` takes it."""
     reason: str
+    """Why this one."""
     passed_over: dict[str, str]
     """The kernels that were not taken, and why."""
     blocks: int | None

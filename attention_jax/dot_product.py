@@ -102,14 +102,14 @@ def multi_head_attention(query, key, value, **options) -> jax.Array:
       query: `[*B, T, N, H]`, floating point; `*B` is any number of batch dimensions.
       key: `[*B, S, K, H]`, same dtype, N a multiple of K.
       value: `[*B, S, K, Hv]`, same dtype.
-      **options:
-        mask: `Mask`, or bool `[T, S]` or `[*B, N or 1, T, S]`, True = may attend.
-        bias: floating `[T, S]` or `[*B, N or 1, T, S]`, added to the scaled logits; -inf hides a key.
-        score: a change to the logits, after the bias: see `attention_jax.scores`.
-        scale: factor on query . key. Default: 1/sqrt(H).
-        dropout_rate: probability, in [0, 1), that a weight is dropped, independently in each head and batch element.
-        dropout_rng: random key, wanted when `dropout_rate` is not 0.
-        precision: of the matrix products, as in `jax.numpy.matmul`.
+      **options: any of those that follow.
+      mask: `Mask`, or bool `[T, S]` or `[*B, N or 1, T, S]`, True = may attend.
+      bias: floating `[T, S]` or `[*B, N or 1, T, S]`, added to the scaled logits; -inf hides a key.
+      score: a change to the logits, after the bias: see `attention_jax.scores`.
+      scale: factor on query . key. Default: 1/sqrt(H).
+      dropout_rate: probability, in [0, 1), that a weight is dropped, independently in each head and batch element.
+      dropout_rng: random key, wanted when `dropout_rate` is not 0.
+      precision: of the matrix products, as in `jax.numpy.matmul`.
 
     Returns:
       `[*B, T, N, Hv]` in the dtype of `query`.

@@ -47,7 +47,7 @@ class AttentionStatistics(NamedTuple):
     duplicate_token: jax.Array | None
     """`[*B, N]`, weight of earlier keys with the query's own token; None where no tokens are given."""
     induction: jax.Array | None
-    """`[*B, N]`, weight of keys that come after an earlier copy of the query's token (arXiv:2209.11895): one position
+    """`[*B, N]`, weight of keys that come after an earlier copy of the query's token (arXiv:2209.11895), one position
     after it, in another segment too."""
 
 

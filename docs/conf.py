@@ -31,7 +31,7 @@ myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 
-nb_execution_mode = "cache"  # pages with code cells are run when they have changed
+nb_execution_mode = "force"  # a cache would not see that the library has changed
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True

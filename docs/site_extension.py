@@ -84,7 +84,7 @@ def write_math(self, node):
 def setup(app: Sphinx):
     app.add_role("name", Name())
     app.connect("missing-reference", resolve_name)
-    app.connect("autodoc-process-docstring", link_papers)
+    app.connect("autodoc-process-docstring", link_papers, priority=400)  # before napoleon takes the colon for its own
     app.connect("autodoc-process-signature", sign_module)
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     return {"parallel_read_safe": True}

@@ -21,9 +21,9 @@ class Batch(NamedTuple):
     """Sequences to learn from."""
 
     tokens: jax.Array
-    """int `[B, T + 1]`: each token but the first is predicted from those before it."""
+    """int `[B, T + 1]`, of which each token but the first is predicted from those before it."""
     counted: jax.Array | None = None
-    """bool `[B, T]`: which predictions count. Default: all."""
+    """bool `[B, T]`, which predictions count; all if it is None."""
 
     def counts(self) -> jax.Array:
         """`counted`, made out where it is the default."""

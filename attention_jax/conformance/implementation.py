@@ -33,9 +33,9 @@ class Implementation:
       version: of the library it comes from.
       attend: called with `query [*B, T, N, H]`, `key [*B, S, K, H]`, `value [*B, S, K, Hv]`, JAX arrays, and returns
         `[*B, T, N, Hv]`. It names the options it has; a row that wants another is refused on its behalf. They are
-        `mask` (bool `[T, S]` or `[*B, N or 1, T, S]`, True = may attend), `bias` (floating, likewise), `causal` (True:
-        its own causal mask), `key_lengths` (`[*B]`), `dropout_rate`, `dropout_rng`, `precision`, `with_lse` (True:
-        return the log-sum-exp `[*B, N, T]` too), `with_weights` (True: return `[*B, N, T, S]` too).
+        `mask=` (bool `[T, S]` or `[*B, N or 1, T, S]`, True = may attend), `bias=` (floating, likewise), `causal=`
+        (True: its own causal mask), `key_lengths=` (`[*B]`), `dropout_rate=`, `dropout_rng=`, `precision=`, `with_lse=`
+        (True: return the log-sum-exp `[*B, N, T]` too), `with_weights=` (True: return `[*B, N, T, S]` too).
       gradients: called with `attend, (query, key, value), cotangent` and options; returns the output, and the gradients
         of `sum(output * cotangent)`. Default: by `jax.vjp`.
       decode: called with `query, key, value, chunks, capacity`: causal attention of as many tokens at a time as
