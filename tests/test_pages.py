@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 README, HOWTO = ROOT / "README.md", sorted((ROOT / "docs" / "howto").glob("*.md"))
 PYTHON = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
-COMMAND = re.compile(r"^(?:\w+=\S+ |until )?python -m (train\S*)(.*?)(?:; do .*)?$", re.MULTILINE)
+COMMAND = re.compile(r"^(?:\w+=\S+ )?python -m (train\S*)(.*)$", re.MULTILINE)
 
 
 def python_blocks(page: Path) -> list[tuple[str, str]]:
