@@ -29,7 +29,9 @@ CHECK = """import sys
 
 sys.path[:0] = [".", ".."]  # the checkout, whether Jupyter was started in it or in notebooks/
 import attention_jax
-import train.step"""
+import train
+
+print(attention_jax.__path__[0], train.__path__[0], sep="\\n")"""
 
 
 def pages() -> list[Path]:
