@@ -1,1 +1,2 @@
-"""Notebooks, each generated from a script of the same name by `python -m notebooks.build`."""
+"""Notebooks, all of them generated: `colab_tpu` from the script of that name, by `python -m notebooks.build`;
+`walkthrough` from the pages of docs/walkthrough, by `python -m notebooks.walkthrough`."""

@@ -1,6 +1,6 @@
 """The pages of docs/walkthrough as one notebook, in their order and without outputs.
 
-    python -m notebooks.walkthrough    # writes notebooks/walkthrough.ipynb; needs jupytext
+    python -m notebooks.walkthrough    # writes notebooks/walkthrough.ipynb
 
 One notebook rather than seventeen: it is installed for once, and read from top to bottom. Each page begins with what it
 needs of those before, so that one can also begin anywhere in it.
@@ -16,22 +16,28 @@ PAGES = Path(__file__).parents[1] / "docs" / "walkthrough"
 NOTEBOOK = Path(__file__).with_suffix(".ipynb")
 
 INSTALL = """
-It runs in a checkout of the repository, and needs Python 3.11 or later. There, in a terminal,
+## Install
 
-```sh
-pip install -e ".[train]" jupyterlab && jupyter lab notebooks/walkthrough.ipynb
-```
-
-On Colab, put the checkout into the session, and make a cell above the next one with the two lines
-`%cd` *its folder* and `%pip install -e ".[train]"`.
+The next cell installs the library. In a checkout of the repository it takes that; elsewhere, such as on Colab, it
+fetches one. It needs Python 3.11 or later.
 """
-CHECK = """import sys
+INSTALL_CODE = """import importlib
+import subprocess
+import sys
+from pathlib import Path
 
-sys.path[:0] = [".", ".."]  # the checkout, whether Jupyter was started in it or in notebooks/
-import attention_jax
-import train
+REPOSITORY = "https://github.com/attention-jax/attention_jax"
 
-print(attention_jax.__path__[0], train.__path__[0], sep="\\n")"""
+here = Path.cwd()
+folders = [here, *here.parents, here / "attention_jax"]
+checkout = next((folder for folder in folders if (folder / "train" / "step.py").exists()), None)
+if checkout is None:
+    checkout = here / "attention_jax"
+    subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, str(checkout)], check=True)
+pip = [sys.executable, "-m", "pip", "install", "--quiet", "--editable", f"{checkout}[train]"]
+subprocess.run(pip, check=True)
+importlib.invalidate_caches()
+sys.path.insert(0, str(checkout))  # which pip arranges for new processes only"""
 
 
 def pages() -> list[Path]:
@@ -46,7 +52,7 @@ def cells(page: Path) -> list[nbformat.NotebookNode]:
 def build() -> nbformat.NotebookNode:
     """The whole notebook."""
     opening = (PAGES / "index.md").read_text(encoding="utf-8").split("```{toctree}")[0].strip()
-    built = [nbformat.v4.new_markdown_cell(opening + "\n" + INSTALL.rstrip()), nbformat.v4.new_code_cell(CHECK)]
+    built = [nbformat.v4.new_markdown_cell(opening + "\n" + INSTALL.rstrip()), nbformat.v4.new_code_cell(INSTALL_CODE)]
     built += [_shipped(cell) for page in pages() for cell in cells(page) if "remove-cell" not in _tags(cell)]
     for number, cell in enumerate(built):
         cell.id = f"cell-{number}"
