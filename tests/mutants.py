@@ -87,6 +87,18 @@ MUTANTS = [
     Mutant("generate.py", "length = state.column + 1, state.length + ~state.done", "length = state.column + 1, state.length + 1", "test_generate.py::test_stop"),
     Mutant("generate.py", "held = jnp.where(full, max(plan.capacity // 2, 1), held)", "held = jnp.where(full.any(), max(plan.capacity // 2, 1), held)", "test_generate.py::test_greedy"),
     Mutant("positions.py", "second * cos + first * sin", "second * cos - first * sin", "test_positions.py"),
+    # kernels, and parameters over devices
+    Mutant("backends/stand_in.py", "return lax.cond(finite, fast, slow,", "return lax.cond(True, fast, slow,", "test_stand_in.py::test_what_is_not_finite_is_for_the_slow_one"),
+    Mutant("backends/stand_in.py", "jax.jvp(fn, tuple(moving), tuple(tangents))[1]", "jax.jvp(fn, tuple(moving), tuple(tangents))[0]", "test_stand_in.py::test_what_comes_from_which"),
+    Mutant("backends/stand_in.py", "by(self.of.fast), by(self.of.slow), *operands", "by(self.of.slow), by(self.of.slow), *operands", "test_stand_in.py::test_what_comes_from_which"),
+    Mutant("backends/kernel.py", "return jnp.where(jnp.broadcast_to(sees, (*batch, T))[..., None, None], output, 0)", "return output", "test_backends.py::test_what_is_not_the_kernels_to_say"),
+    Mutant("backends/kernel.py", "if request.dropout_rate:", "if False:", "test_backends.py::test_the_choice_on_other_devices"),
+    Mutant("backends/translation.py", "max(low, default=None), min(high, default=None)", "min(low, default=None), max(high, default=None)", "test_backends.py::test_what_a_mask_is_made_of"),
+    Mutant("backends/translation.py", "np.minimum(rows + bounds[1], S - 1)", "rows + bounds[1]", "test_backends.py::test_rows_that_see"),
+    Mutant("backends/splash.py", "query.astype(jnp.float32) * options.scale", "query.astype(jnp.float32)", "test_backends.py::test_what_is_not_the_kernels_to_say"),
+    Mutant("backends/cudnn.py", "(-low, 0)", "(-low + 1, 0)", "test_backends.py -k cudnn"),
+    Mutant("modules/sharding.py", "and not any(axis in axes for axes in cut)", "", "test_module_sharding.py::test_how_rules_cut"),
+    Mutant("checks.py", "if any(axis is not None for axis in spec):", "if False:", "test_module_sharding.py::test_explicit_axes_are_refused_in_words_and_the_ways_out_work"),
 ]  # fmt: skip
 
 
