@@ -186,7 +186,7 @@ def explain(
 
     Args:
       query, key, value, mask, score, positions, implementation, **options: as `attention`; of arrays only shapes and
-        dtypes matter.
+        dtypes matter, so that a `jax.ShapeDtypeStruct` will do.
 
     Returns:
       An `Explanation`; printing it says the same in words.
@@ -201,25 +201,29 @@ def explain(
     >>> plan.implementation, plan.blocks, plan.skipped
     ('blockwise', 64, 49)
     """
-    request = _request(query, key, value, mask, score, positions, False, **options)
-    (query, key, value), mask = request.arrays, request.mask
-    choice = _choose(request, implementation)
+    plans = []
 
-    def run(query, key, value, mask):
-        chosen = {"score": request.score, "implementation": choice.implementation}
+    def run(query, key, value, mask, positions):
+        request = _request(query, key, value, mask, score, positions, False, **options)
+        choice = _choose(request, implementation)
+        plans.append((*choice, *_blocks(request, choice.implementation)))
+        chosen = {"score": score, "positions": positions, "implementation": choice.implementation}
         return attention(query, key, value, mask=mask, **chosen, **options)
 
-    memory = jax.jit(run).lower(query, key, value, mask).compile().memory_analysis()
-    T, S = query.shape[-3], key.shape[-3]
-    blocks, skipped, unmasked, size = (None,) * 4
-    if choice.implementation == "reference":
-        blocks, skipped, unmasked, size = 1, 0, int(mask is None), (T, S)
-    if choice.implementation == "blockwise":
-        grid = block_grid(query.shape, value.shape, block_sizes_for(mask, S))
-        size = grid.size("t"), grid.size("s")
-        blocks = grid.steps("t") * grid.steps("s")
-        skipped, unmasked = _count(mask, size, grid.steps("t"), grid.steps("s"), S)
-    return Explanation(*choice, blocks, skipped, unmasked, size, memory.temp_size_in_bytes)
+    memory = jax.jit(run).lower(query, key, value, mask, positions).compile().memory_analysis()
+    return Explanation(*plans[0], memory.temp_size_in_bytes)
+
+
+def _blocks(request: Request, implementation: str) -> tuple:
+    """How many blocks, how many of them are skipped and unmasked, and their size, as far as they are known."""
+    T, S = request.query.shape[-3], request.key.shape[-3]
+    if implementation in KERNELS:
+        return (None,) * 4
+    if implementation == "reference":
+        return 1, 0, int(request.mask is None), (T, S)
+    grid = block_grid(request.query.shape, request.value.shape, block_sizes_for(request.mask, S))
+    size, rows, columns = (grid.size("t"), grid.size("s")), grid.steps("t"), grid.steps("s")
+    return rows * columns, *_count(request.mask, size, rows, columns, S), size
 
 
 def _count(mask, size, rows: int, columns: int, S: int) -> tuple[int | None, int | None]:

@@ -97,7 +97,7 @@ MUTANTS = [
     Mutant("backends/translation.py", "np.minimum(rows + bounds[1], S - 1)", "rows + bounds[1]", "test_backends.py::test_rows_that_see"),
     Mutant("backends/splash.py", "query.astype(jnp.float32) * options.scale", "query.astype(jnp.float32)", "test_backends.py::test_what_is_not_the_kernels_to_say"),
     Mutant("backends/cudnn.py", "(-low, 0)", "(-low + 1, 0)", "test_backends.py -k cudnn"),
-    Mutant("modules/sharding.py", "and not any(axis in axes for axes in cut)", "", "test_module_sharding.py::test_how_rules_cut"),
+    Mutant("modules/sharding.py", "and not any(axis in axes for axes in cut)", "and True", "test_module_sharding.py::test_how_rules_cut"),
     Mutant("checks.py", "if any(axis is not None for axis in spec):", "if False:", "test_module_sharding.py::test_explicit_axes_are_refused_in_words_and_the_ways_out_work"),
 ]  # fmt: skip
 

@@ -384,6 +384,13 @@ def test_explain_counts_blocks(mask, skipped, unmasked):
     assert 0 < plan.temporary_bytes < 50 * 2**20
 
 
+def test_explain_wants_no_arrays():
+    x = jnp.zeros((700, 2, 8))
+    options = {"mask": aj.causal(), "positions": (jnp.arange(700), jnp.arange(700))}
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    assert aj.explain(shape, shape, shape, **options) == aj.explain(x, x, x, **options)
+
+
 def test_the_front_door_never_falls_back():
     x = jnp.zeros((64, 1, 4))
     with pytest.raises(ValueError, match=r"None or one of 'reference', 'blockwise', 'cudnn', .* got 'flash'"):

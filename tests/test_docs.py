@@ -31,7 +31,7 @@ FROM_NO_PAPER = """
     KVCache attention_and_lse explain attention_weights attention_statistics AttentionStatistics merge_heads split_heads
     project project_fused project_separate balanced_order Mask causal key_lengths mask_from_array mask_from_function
     segments Score bias score_from_function modules.SingleHeadAttention modules.ConcatenatedHeads modules.from_torch
-    modules.to_torch view.html view.text view.plot.plot_head view.plot.plot_heads view.plot.plot_mask
+    modules.to_torch modules.make_mesh modules.logical_axes modules.partition_spec modules.shard view.html view.text view.plot.plot_head view.plot.plot_heads view.plot.plot_mask
     view.plot.plot_training view.plot.animate_training conformance.Implementation conformance.check generate.generate
     generate.stream generate.Text inspection.inspect inspection.inspect_statistics inspection.record inspection.ablate
     inspection.Heads inspection.Contributions pretrained.build_gpt2 pretrained.load_gpt2 pretrained.save_gpt2

@@ -68,6 +68,12 @@ def test_one_head():
     assert panel.images[0].get_clim() == (0, 1) and png(figure).size[0] > 100
 
 
+def test_a_notebook_shows_a_figure_without_pyplot():
+    figure = plot.plot_head(weights(T=4, S=5), list("wxyz"), key_tokens=TOKENS)
+    shown = np.asarray(Image.open(io.BytesIO(figure._repr_png_())))
+    assert shown.ndim == 3 and shown.std() > 10
+
+
 def test_a_grid_of_heads():
     values = weights(2, 3)
     figure = plot.plot_heads(values, TOKENS)

@@ -1,6 +1,7 @@
 """A run, from its configuration to its directory: steps, late metrics, validation, samples, pictures, checkpoints."""
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import sys
@@ -43,6 +44,7 @@ def run(config: Config) -> int:
     """
     keep_freed_memory()
     sharding.connect(config.mesh)
+    config = dataclasses.replace(config, quiet=config.quiet or jax.process_index() > 0)  # the first one speaks for all
     mesh = sharding.build_mesh(config)
     tokenizer = None
     if config.resume:
@@ -268,7 +270,8 @@ class Trainer:
         show.plot_loss(metrics.records, self.directory / "loss.png")
         train = [record["train_loss"] for record in metrics.records if record.get("train_loss") is not None][-100:]
         validations = [record for record in metrics.records if "validation_loss" in record]
-        prompt = self.dataset.shown[0][0] if self.dataset.answers else "The "
+        shown = self.dataset.shown[0][0]
+        prompt = shown if self.dataset.answers else (shown.split() or [shown])[0]  # of characters that the model knows
         metrics.say(
             "\nA sample:\n\n" + self.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].rstrip() + "\n"
         )

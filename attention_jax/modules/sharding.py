@@ -41,6 +41,9 @@ def make_mesh(**sizes: int) -> Mesh:
     Args:
       **sizes: devices along each axis, by name; one may be 0, for all that there are.
 
+    Returns:
+      The mesh; its axes are of type Auto.
+
     Raises:
       ValueError: there are too few devices.
 
@@ -58,7 +61,13 @@ def make_mesh(**sizes: int) -> Mesh:
 
 
 def logical_axes(module: nnx.Module) -> dict[str, Any]:
-    """The names of each parameter's axes, as `nnx.to_pure_dict` has the parameters; None for those without.
+    """The names of the axes of a module's parameters.
+
+    Args:
+      module: any module; those of this library name their axes.
+
+    Returns:
+      A dict as `nnx.to_pure_dict` makes of the parameters: a tuple of names for each, or None for those without.
 
     Raises:
       TypeError: `module` is not an `nnx.Module`.
@@ -79,6 +88,11 @@ def partition_spec(names: tuple[str, ...] | None, shape: tuple[int, ...], mesh: 
     Args:
       names: of its last axes; those before are not cut (the layers of a model built with `scan`).
       shape: of the parameter. An axis that a mesh axis cannot cut into equal parts stays whole.
+      mesh: the devices.
+      rules: as for `shard`.
+
+    Returns:
+      Each axis' mesh axes: none, one, or several.
 
     Raises:
       ValueError: a rule for an axis that the mesh does not have.
@@ -103,6 +117,8 @@ def shard(module: nnx.Module, mesh: Mesh, rules: Rules) -> None:
     """Lay the parameters of a module out over a mesh, in place.
 
     Args:
+      module: whose parameters are moved.
+      mesh: the devices.
       rules: `TENSOR`, `FSDP`, `TENSOR + FSDP` or others. None of them, `()`, gives each device a copy.
 
     Raises:

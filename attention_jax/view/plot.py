@@ -3,6 +3,7 @@
 No figure touches the display: save it by `figure.savefig(path)`, or end a notebook's cell with it.
 """
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,14 @@ from attention_jax.view.table import labels
 
 KINDS = "empty", "in part", "full"
 KIND_COLOURS = "#f4f4f4", "#f2c46d", "#7fb2d9"
+
+
+class _ShownFigure(Figure):
+    """One that a notebook shows without pyplot, which alone would teach it to."""
+
+    def _repr_png_(self) -> bytes:
+        self.savefig(content := io.BytesIO(), format="png", bbox_inches="tight")
+        return content.getvalue()
 
 
 def plot_head(weights, tokens: Sequence[str], *, key_tokens: Sequence[str] | None = None, title: str = "") -> Figure:
@@ -36,7 +45,7 @@ def plot_head(weights, tokens: Sequence[str], *, key_tokens: Sequence[str] | Non
     """
     weights, rows, columns = _checked(weights, tokens, key_tokens, "[T, S]")
     size = 1.5 + 0.22 * max(len(rows), len(columns), 8)
-    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    figure = _ShownFigure(figsize=(size + 0.8, size), layout="constrained")
     panel = figure.subplots()
     image = _draw(panel, weights, rows, columns, fontsize=8)
     panel.set(xlabel="looked at", ylabel="looking", title=title)
@@ -135,7 +144,7 @@ def plot_mask(mask, T: int, S: int | None = None, *, block_size: tuple[int, int]
     if seen.shape != (T, S):
         raise ValueError(f"mask must be [T, S] = {[T, S]}, got {list(seen.shape)}")
     height = min(max(2.5, 0.12 * T), 7.0)
-    figure = Figure(figsize=(min(max(3.0, height * S / T), 10.0) + 1.6, height + 0.8), layout="constrained")
+    figure = _ShownFigure(figsize=(min(max(3.0, height * S / T), 10.0) + 1.6, height + 0.8), layout="constrained")
     panel = figure.subplots()
     handles = []
     if block_size is not None:
@@ -170,7 +179,7 @@ def plot_mask(mask, T: int, S: int | None = None, *, block_size: tuple[int, int]
 
 def _grid(pictures, titles, rows, columns) -> Figure:
     size = 0.6 + 0.075 * max(len(rows), len(columns), 20)
-    figure = Figure(figsize=(len(titles[0]) * size + 0.9, len(titles) * size + 1.0), layout="constrained")
+    figure = _ShownFigure(figsize=(len(titles[0]) * size + 0.9, len(titles) * size + 1.0), layout="constrained")
     panels = figure.subplots(len(titles), len(titles[0]), squeeze=False, sharex=True, sharey=True)
     for panel in panels.flat:
         panel.set_visible(False)
