@@ -71,9 +71,10 @@ def attend(name, **options):
     for slow in [case in SUPPORTED[adapter.id] and (adapter.id, case) not in FAST]
 ])  # fmt: skip
 def test_every_mask_is_right_or_refused(case, name, dtype):
-    T, S, N, K, H, Hv, batch = SHAPE
+    shape = SQUARE if case == "causal window" else SHAPE
+    T, S, N, K, H, Hv, batch = shape
     make, truth = MASKS[case]
-    *inputs, cotangent = suite.inputs(SHAPE, dtype)
+    *inputs, cotangent = suite.inputs(shape, dtype)
     mask, visible = make(T, S, N, batch), truth(T, S, N, batch)
     if case not in SUPPORTED[name]:
         with pytest.raises(NotImplementedError, match=f"implementation='{name}' cannot do this: it takes no mask that"):
@@ -224,7 +225,9 @@ def test_splash_compiles_for_a_tpu(mask):
     (aj.mask_from_array(np.ones((2, 2), bool)), [translation.ARRAYS]),
 ], ids=repr)  # fmt: skip
 def test_what_a_mask_is_made_of(mask, parts):
-    assert translation.mask_kinds(mask) == parts
+    assert translation.mask_kinds(mask, 9, 9) == parts
+    of_other_lengths = [translation.RULES if part == translation.CAUSAL_WINDOW else part for part in parts]
+    assert translation.mask_kinds(mask, 9, 12) == of_other_lengths
 
 
 @pytest.mark.parametrize("T", [5, 700])

@@ -106,7 +106,7 @@ class Kernel:
             yield f"it takes H that are multiples of {multiple} up to {most}, not {head_dim}"
         if value_dim != head_dim and not self.value_dim:
             yield f"it wants Hv = H, not {value_dim} and {head_dim}"
-        for kind in translation.mask_kinds(request.mask):
+        for kind in translation.mask_kinds(request.mask, query.shape[-3], value.shape[-3]):
             if kind not in self.masks:
                 yield f"it takes no mask that has {kind}"
         if score is not None and score not in self.scores:

@@ -16,19 +16,20 @@ def attend(query, key, value, options: Options) -> jax.Array:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])  # it would read the command line, which is not its own
     low, high = band(options.mask.rule)
-    return tokamax.dot_product_attention(
-        query,
-        key,
-        value,
-        options.bias,
-        scale=options.scale,
-        is_causal=high is not None,
-        local_window_size=None if low is None else (-low, 0),
-        key_value_seq_lengths=options.mask.lengths,
-        logits_soft_cap=options.soft_cap,
-        precision=options.precision,
-        implementation={"cuda": ("mosaic", "triton"), "tpu": "mosaic"}.get(options.platform, "xla_chunked"),
-    )
+    with jax.numpy_rank_promotion("allow"):  # which it needs within
+        return tokamax.dot_product_attention(
+            query,
+            key,
+            value,
+            options.bias,
+            scale=options.scale,
+            is_causal=high is not None,
+            local_window_size=None if low is None else (-low, 0),
+            key_value_seq_lengths=options.mask.lengths,
+            logits_soft_cap=options.soft_cap,
+            precision=options.precision,
+            implementation={"cuda": ("mosaic", "triton"), "tpu": "mosaic"}.get(options.platform, "xla_chunked"),
+        )
 
 
 TOKAMAX = Kernel(

@@ -16,8 +16,8 @@ ROWS_AT_ONCE = 512
 
 # What a kernel may take. A mask is a conjunction; each kind is something that may stand in it.
 CAUSAL = "causal()"
-CAUSAL_WINDOW = "causal() & sliding_window(left, 0)"
-RULES = "a rule on positions that is not causal() with or without a window"
+CAUSAL_WINDOW = "causal() & sliding_window(left, 0) for T = S"
+RULES = "a rule on positions that is neither causal() nor, for T = S, that and a window"
 LENGTHS = "key_lengths()"
 SEGMENTS = "segments()"
 ARRAYS = "arrays, other than those of key_lengths() and segments()"
@@ -52,14 +52,16 @@ def band(rule: Mask | None) -> tuple[int | None, int | None] | None:
     return None
 
 
-def mask_kinds(mask: Mask | None) -> list[str]:
-    """What a mask is made of."""
+def mask_kinds(mask: Mask | None, T: int, S: int) -> list[str]:
+    """What a mask for T queries and S keys is made of."""
     rule, lengths, segments, others = _sort(mask)
     bounds, kinds = band(rule), []
-    if bounds is None or (bounds != (None, None) and (bounds[1] != 0 or (bounds[0] or 0) > 0)):
-        kinds.append(RULES)
+    if bounds == (None, 0):
+        kinds.append(CAUSAL)
+    elif bounds is not None and bounds[0] is not None and bounds[0] <= 0 and bounds[1] == 0 and T == S:
+        kinds.append(CAUSAL_WINDOW)
     elif bounds != (None, None):
-        kinds.append(CAUSAL if bounds[0] is None else CAUSAL_WINDOW)
+        kinds.append(RULES)
     kinds += [LENGTHS] * bool(lengths) + [SEGMENTS] * bool(segments)
     return kinds + [ARRAYS] * (bool(others) or len(segments) > 1)
 
