@@ -12,7 +12,7 @@ from attention_jax.checks import check_dropout, check_many_heads
 from attention_jax.dot_product import multi_head_attention_and_lse
 from attention_jax.mask_tree import as_mask
 from attention_jax.masks import prefix
-from attention_jax.scores import as_score, check_rules
+from attention_jax.scores import as_score
 
 OURS = {"reference": multi_head_attention_and_lse, "blockwise": blockwise_attention}
 
@@ -107,8 +107,8 @@ def _request(
     query, key, value, mask, score, positions, lse, *, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None
 ) -> Request:
     query, key, value = check_many_heads(query, key, value)
-    *batch, T, N, _ = query.shape
-    mask, score = check_rules(*placed(mask, score, positions), (*batch, N, T, key.shape[-3]))
+    mask, score = placed(mask, score, positions)
+    mask, score = None if mask is None else as_mask(mask), None if score is None else as_score(score)
     rate = check_dropout(dropout_rate, dropout_rng)
     return Request(query, key, value, mask, score, scale, rate, precision, lse)
 

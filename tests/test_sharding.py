@@ -46,7 +46,7 @@ def trained(mesh_config, optimizer, steps=3, **model):
         text, mesh=mesh_config, data=schema.Data(batch_size=16, accumulate=2), model=schema.Model(**SIZES, **model)
     )
     mesh = sharding.build_mesh(config)
-    built = build_model(config.model, 11, jax.random.key(0), sharding.sharded_attention(mesh))
+    built = build_model(config.model, 16, jax.random.key(0), sharding.sharded_attention(mesh))
     graphdef, state = create_state(built, optimizer, jax.random.key(1), average=True)
     state = sharding.place(state, built, mesh, mesh_config.fsdp)
     shardings = jax.tree.map(lambda array: array.sharding, state)
@@ -54,7 +54,7 @@ def trained(mesh_config, optimizer, steps=3, **model):
     step = jax.jit(partial(train_step, **options), donate_argnums=0, out_shardings=(shardings, None))
     losses = []
     for seed in range(steps):
-        tokens = np.random.default_rng(seed).integers(0, 11, (16, 17)).astype(np.int32)
+        tokens = np.random.default_rng(seed).integers(0, 16, (16, 17)).astype(np.int32)
         state, metrics = step(state, sharding.place_batch(Batch(tokens), mesh))
         losses.append(float(metrics["loss"]))
     return losses, sharding.gather((state.params, state.average), mesh), state

@@ -16,7 +16,7 @@ from attention_jax.blockwise import blockwise_attention
 from attention_jax.checks import check_scale
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import varying
-from attention_jax.scores import Score
+from attention_jax.scores import Score, check_rules
 
 
 class Request(NamedTuple):
@@ -128,8 +128,14 @@ class Kernel:
         return f"it is for {' and '.join(self.platforms)}, and this is {platform}"
 
     def __call__(self, request: Request) -> jax.Array:
-        """Attention's output, `[*B, T, N, Hv]`."""
-        leaves, tree = jax.tree.flatten((request.mask, request.score))
+        """Attention's output, `[*B, T, N, Hv]`.
+
+        Raises:
+          ValueError: a mask or a score of other shapes.
+        """
+        *batch, T, N, _ = request.query.shape
+        rules = check_rules(request.mask, request.score, (*batch, N, T, request.key.shape[-3]))
+        leaves, tree = jax.tree.flatten(rules)
         scale = float(check_scale(request.scale, request.query.shape[-1]))
         soft_cap = float(request.score.cap) if translation.score_kind(request.score) == translation.SOFT_CAP else None
         fast = ByKernel(self, tree, soft_cap, scale, request.precision, platform_of(request.query))
