@@ -1,5 +1,7 @@
-"""The code in README.md and in the how-to pages runs as it stands, prints what they say, and the commands are ones."""
+"""The code in README.md, CONTRIBUTING.md and the how-to pages runs as it stands, prints what they say, and the commands
+are ones."""
 
+import doctest
 import importlib.util
 import re
 import shlex
@@ -14,6 +16,7 @@ from train.sample import Sample
 
 ROOT = Path(__file__).parents[1]
 README, HOWTO = ROOT / "README.md", sorted((ROOT / "docs" / "howto").glob("*.md"))
+PAGES = [*HOWTO, ROOT / "CONTRIBUTING.md"]
 PYTHON = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^(?:\w+=\S+ )?python -m (train\S*)(.*)$", re.MULTILINE)
@@ -44,7 +47,7 @@ def test_blocks_of_the_readme_run_one_by_one(capsys):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # which would take minutes
-@pytest.mark.parametrize("page", HOWTO, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_blocks_of_a_page_run_one_after_another(page, capsys):
     known = {"__name__": page.stem}
     for code, printed in python_blocks(page):
@@ -53,9 +56,13 @@ def test_blocks_of_a_page_run_one_after_another(page, capsys):
         exec(compile(code, page.name, "exec"), known)
         if printed:
             assert capsys.readouterr().out == printed
+    for name, value in known.items():
+        if getattr(value, "__module__", None) == page.stem:  # defined on the page
+            for example in doctest.DocTestFinder().find(value, name, module=False, globs=known):
+                assert doctest.DocTestRunner().run(example).failed == 0
 
 
-@pytest.mark.parametrize("page", [README, *HOWTO], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
 def test_commands_have_fields_and_values_that_there_are(page, monkeypatch):
     runs = []
     monkeypatch.setattr("train.loop.run", runs.append)
