@@ -11,6 +11,8 @@ Every shape in this library is written with these letters:
 One head of one example is query [T, H], key [S, H], value [S, Hv]. Batching is `jax.vmap`.
 """
 
+from typing import Any
+
 from attention_jax.cache import KVCache as KVCache
 from attention_jax.dispatch import attention as attention
 from attention_jax.dispatch import attention_and_lse as attention_and_lse
@@ -20,7 +22,7 @@ from attention_jax.dot_product import merge_heads as merge_heads
 from attention_jax.dot_product import multi_head_attention as multi_head_attention
 from attention_jax.dot_product import scaled_dot_product_attention as scaled_dot_product_attention
 from attention_jax.dot_product import split_heads as split_heads
-from attention_jax.masks import Mask as Mask
+from attention_jax.mask_tree import Mask as Mask
 from attention_jax.masks import causal as causal
 from attention_jax.masks import key_lengths as key_lengths
 from attention_jax.masks import mask_from_array as mask_from_array
@@ -57,7 +59,7 @@ from attention_jax.weights import attention_weights as attention_weights
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name == "modules":  # Flax is imported when it is first asked for
         import importlib
 

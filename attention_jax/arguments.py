@@ -1,13 +1,19 @@
 """What is asked of arguments that are numbers and positions; each error names the argument and the fix."""
 
+from __future__ import annotations
+
 import operator
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+if TYPE_CHECKING:
+    from attention_jax.typing import Integers
 
-def static_int(name: str, value, minimum: int | None = None) -> int:
+
+def static_int(name: str, value: object, minimum: int | None = None) -> int:
     """`value` as a Python int, or a `TypeError` that says why an array or a traced value will not do."""
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
@@ -23,7 +29,7 @@ def static_int(name: str, value, minimum: int | None = None) -> int:
     return value
 
 
-def positions_alike(query_positions, key_positions) -> list[jax.Array]:
+def positions_alike(query_positions: Integers, key_positions: Integers) -> list[jax.Array]:
     """Both as integer arrays with the same batch dimensions."""
     arrays = [jnp.asarray(query_positions), jnp.asarray(key_positions)]
     if any(array.ndim == 0 or not jnp.issubdtype(array.dtype, jnp.integer) for array in arrays):
@@ -33,6 +39,6 @@ def positions_alike(query_positions, key_positions) -> list[jax.Array]:
     return [jnp.broadcast_to(array, (*batch, array.shape[-1])) for array in arrays]
 
 
-def brief(array) -> str:
+def brief(array: jax.Array) -> str:
     """Dtype and shape, for messages."""
     return f"{array.dtype}{list(array.shape)}"

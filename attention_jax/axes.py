@@ -1,12 +1,21 @@
 """Arrays that come with a mask, a score or dropout, arranged for a loop or `jax.vmap` over batch and heads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+Tree = TypeVar("Tree", bound="Rule")
 
-def by_group(array: jax.Array | None, letters: str, batch_dims: int, K: int, N: int):
+
+class Rule(Protocol):
+    """A mask or a score."""
+
+    def axes(self) -> list[str]: ...
+
+
+def by_group(array: jax.Array | None, letters: str, batch_dims: int, K: int, N: int) -> tuple[Any, list[int | None]]:
     """An array with its batch dimensions first, then N as K and N // K, each left out where it is 1.
 
     Args:
@@ -35,7 +44,9 @@ def by_group(array: jax.Array | None, letters: str, batch_dims: int, K: int, N: 
     return array.reshape(*(size for size in sizes if size != 1), *rest), [0 if size != 1 else None for size in sizes]
 
 
-def map_heads(fn: Callable, query, keyed, others, letters: list[str]):
+def map_heads(
+    fn: Callable, query: jax.Array, keyed: Sequence[jax.Array], others: Sequence[jax.Array | None], letters: list[str]
+) -> Any:
     """`fn(query [T, H], *keyed [S, .], *others)` of one head, mapped over heads and batch dimensions.
 
     Args:
@@ -51,7 +62,7 @@ def map_heads(fn: Callable, query, keyed, others, letters: list[str]):
     arranged = [by_group(array, names, len(batch), K, N) for array, names in zip(others, letters, strict=True)]
     others, axes = zip(*arranged, strict=True)
 
-    def over(fn, level, query_axis, key_axis):
+    def over(fn: Callable, level: int, query_axis: int, key_axis: int | None) -> Callable:
         keys = [key_axis] * len(keyed)
         return jax.vmap(fn, (query_axis, *keys, *(levels[level] for levels in axes)))
 
@@ -62,7 +73,7 @@ def map_heads(fn: Callable, query, keyed, others, letters: list[str]):
     return jax.tree.map(lambda x: x.reshape(*batch, N, *x.shape[len(batch) + 2 :]), results)
 
 
-def cut(array, letters: str, **indices):
+def cut(array: Any, letters: str, **indices: Any) -> Any:
     """`array` with the indices given along each axis of that letter, in place of all; where its size is 1, it serves
     all and stays.
 
@@ -77,7 +88,7 @@ def cut(array, letters: str, **indices):
     return array
 
 
-def cut_leaves(tree, **indices):
+def cut_leaves(tree: Tree, **indices: Any) -> Tree:
     """A mask or a score with its own arrays `cut`."""
     leaves, structure = jax.tree.flatten(tree)
     leaves = [cut(leaf, letters, **indices) for leaf, letters in zip(leaves, tree.axes(), strict=True)]

@@ -119,7 +119,7 @@ class Sweep(Operation):
         results = _repeat(0, count, one_outer, results)
         return [result.astype(output.dtype) for result, output in zip(results, self.outputs, strict=True)]
 
-    def _steps(self, letter, span):
+    def _steps(self, letter: str, span: Span) -> tuple[Any, Any]:
         """The first step along an axis that touches the span, and the one after the last."""
         if self.grid.steps(letter) == 1:
             return 0, 1

@@ -3,6 +3,8 @@
 How arbitrary arguments become the canonical operands of `softmax.Softmax`.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -10,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.lax import PrecisionLike
+from jax.typing import ArrayLike
 
 from attention_jax.axes import by_group
 from attention_jax.block_sum import BlockSum
@@ -19,6 +23,7 @@ from attention_jax.mask_rules import Function
 from attention_jax.mask_tree import Mask
 from attention_jax.scores import Score, ScoreFunction, check_rules
 from attention_jax.softmax import AttentionRule, Softmax
+from attention_jax.typing import MaskLike, ScoreLike
 
 BLOCK = 512
 NARROW_BLOCK = 128
@@ -27,9 +32,18 @@ SCORES_AT_ONCE = 2**20  # a problem of no more is done in one step
 
 
 def blockwise_attention(
-    query, key, value, *, mask=None, score=None, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: MaskLike | None = None,
+    score: ScoreLike | None = None,
+    scale: ArrayLike | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    precision: PrecisionLike = None,
     block_sizes: tuple[int, int] | None = None,
-):  # fmt: skip
+) -> tuple[jax.Array, jax.Array]:
     """Output `[*B, T, N, Hv]` and log-sum-exp `[*B, N, T]`; arguments as `attention`, and the most queries and keys a
     block may have.
 
@@ -138,7 +152,7 @@ def block_sizes_for(mask: Mask | None, S: int) -> tuple[int, int]:
     which would lie outside a larger block."""
     first, last = (0, S - 1) if mask is None else mask.columns_of((S // 2, S // 2), S)
     width = max(last - first + 1, 1)
-    size = min(max(1 << (width.bit_length() - 1), NARROW_BLOCK), BLOCK)
+    size = min(max(1 << (width.bit_length() - 1), NARROW_BLOCK), BLOCK)  # type: ignore[union-attr]
     return size, size
 
 
@@ -193,7 +207,7 @@ def pad(array, letters, grid):
     return jnp.pad(array, widths) if any(after for _, after in widths) else array
 
 
-def _hoist(part: Mask | Score | None, kind: type, *examples):
+def _hoist(part: Any, kind: Any, *examples) -> Any:
     """`part` with every function in it made free of the arrays it has captured, which become arrays of its own."""
     if part is None:
         return None

@@ -1,13 +1,17 @@
 """The keys and values of what has been read so far, so that the next token costs one row of attention."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 from attention_jax.arguments import static_int
-from attention_jax.mask_tree import Mask, as_mask
+from attention_jax.mask_tree import as_mask
+from attention_jax.typing import MaskLike
 
 
 @jax.tree_util.register_dataclass
@@ -44,9 +48,17 @@ class KVCache:
 
     @classmethod
     def empty(
-        cls, capacity: int, num_kv_heads: int, head_dim: int, *, value_dim: int | None = None, batch=(), padding=0,
-        dtype=None, ring: bool = False,
-    ):  # fmt: skip
+        cls,
+        capacity: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        value_dim: int | None = None,
+        batch: tuple[int, ...] = (),
+        padding: ArrayLike = 0,
+        dtype: DTypeLike | None = None,
+        ring: bool = False,
+    ) -> KVCache:
         """A cache with room for `capacity` tokens of K heads of H (and Hv) channels; float32 if no dtype is given.
 
         Args:
@@ -63,7 +75,7 @@ class KVCache:
         """How many tokens there is room for."""
         return self.key.shape[-3]
 
-    def append(self, key, value) -> "KVCache":
+    def append(self, key: jax.Array, value: jax.Array) -> KVCache:
         """The cache with T more tokens.
 
         Args:
@@ -100,7 +112,7 @@ class KVCache:
             keys = jnp.where(slots < length, slots + jnp.maximum(length - self.capacity, 0), -1)
         return counted(self.length - T, T), keys
 
-    def check_mask(self, mask: Mask | None, T: int) -> None:
+    def check_mask(self, mask: MaskLike | None, T: int) -> None:
         """Refuse a mask that lets the first of T new tokens see what the last of them overwrite.
 
         Raises:
@@ -116,7 +128,7 @@ class KVCache:
                 "fewer, make a larger ring, or give a mask whose rule is a sliding_window"
             )
 
-    def _extend(self, old, new):
+    def _extend(self, old: jax.Array, new: jax.Array) -> jax.Array:
         """`old` with `new` after each example's last token."""
         T = new.shape[-3]
         new = jnp.where((self.length + T > self.capacity)[..., None, None, None], jnp.nan, new).astype(old.dtype)
@@ -129,32 +141,32 @@ class KVCache:
             self.length.reshape(-1),
         )
 
-        def write(b, flat):  # one after the other, which is done in place
+        def write(b: jax.Array, flat: jax.Array) -> jax.Array:  # one after the other, which is done in place
             row = lax.dynamic_slice_in_dim(rows, b, 1)
             return lax.dynamic_update_slice(flat, row, (b, jnp.maximum(lengths[b], 0), 0, 0))
 
         return lax.fori_loop(0, len(flat), write, flat).reshape(old.shape)
 
-    def _turn(self, old, new):
+    def _turn(self, old: jax.Array, new: jax.Array) -> jax.Array:
         """`old` with `new` in the places of its oldest."""
         T = new.shape[-3]
         age = -counted(1 - T - self.length, self.capacity) % self.capacity  # 0 is the last token
         return _choose(old, new, T - 1 - age)
 
 
-def counted(first, T: int) -> jax.Array:
+def counted(first: jax.Array, T: int) -> jax.Array:
     """`[*B, T]`, the T integers from `first` `[*B]` on."""
     return first[..., None] + jnp.arange(T).reshape((1,) * first.ndim + (T,))
 
 
-def look_back(mask: Mask | None) -> int | None:
+def look_back(mask: MaskLike | None) -> int | None:
     """How many positions before its own a query sees at most; None if there is no end to it."""
     far = 2**30
     first, _ = (0, 0) if mask is None else as_mask(mask).columns_of((far, far), far + 1)
     return far - first if isinstance(first, int) and first > 0 else None
 
 
-def _choose(old, new, index):
+def _choose(old: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
     """`[*B, capacity, K, .]`, of `new` at `index` where it has so many, else of `old`."""
     there = (index >= 0) & (index < new.shape[-3])
     taken = jnp.take_along_axis(new, jnp.where(there, index, 0)[..., None, None], axis=-3)

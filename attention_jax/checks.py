@@ -1,18 +1,26 @@
 """What every attention function asks of its inputs; each error names the argument, the shape wanted and the fix."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from attention_jax.mask_tree import Mask, as_mask
+
+if TYPE_CHECKING:
+    from attention_jax.typing import Integers, MaskLike
 
 ONE_HEAD = "query [T, H], key [S, H], value [S, Hv]"
 MANY_HEADS = "query [*B, T, N, H], key [*B, S, K, H], value [*B, S, K, Hv]"
 
 
-def check_one_head(**arrays) -> list[jax.Array]:
+def check_one_head(**arrays: Any) -> list[jax.Array]:
     """Query, key and (if given) value of one head and one example as arrays, or a `TypeError` / `ValueError`."""
     arrays = _check_dtypes(arrays)
     if any(array.ndim != 2 for array in arrays.values()):
@@ -26,7 +34,7 @@ def check_one_head(**arrays) -> list[jax.Array]:
     return list(arrays.values())
 
 
-def check_many_heads(query, key, value) -> list[jax.Array]:
+def check_many_heads(query: ArrayLike, key: ArrayLike, value: ArrayLike) -> list[jax.Array]:
     """Query, key and value with heads and any batch dimensions as arrays, or a `TypeError` / `ValueError`."""
     arrays = _check_dtypes({"query": query, "key": key, "value": value})
     query, key, value = arrays.values()
@@ -49,7 +57,7 @@ def check_many_heads(query, key, value) -> list[jax.Array]:
     return [query, key, value]
 
 
-def check_mask(mask, shape: tuple[int, ...]) -> jax.Array | None:
+def check_mask(mask: MaskLike | None, shape: tuple[int, ...]) -> jax.Array | None:
     """A mask (or bool array, or None) as a bool array for `shape`, `[T, S]` or `[*B, N, T, S]`; any axis may be 1."""
     if mask is None:
         return None
@@ -61,7 +69,7 @@ def check_mask_shape(mask: Mask, shape: tuple[int, ...]) -> None:
     jax.eval_shape(lambda mask: check_mask(mask, shape), mask)
 
 
-def check_bias(bias, shape: tuple[int, ...]) -> jax.Array | None:
+def check_bias(bias: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
     """A bias (or None) as a floating array for `shape`, `[T, S]` or `[*B, N, T, S]`; any axis may be 1."""
     if bias is None:
         return None
@@ -94,7 +102,7 @@ def check_dropout_rate(rate: float) -> float:
     return rate
 
 
-def check_scale(scale, head_dim: int):
+def check_scale(scale: ArrayLike | None, head_dim: int) -> Any:
     """The factor on query . key: 1/sqrt(H) unless given."""
     if scale is None:
         return 1 / math.sqrt(head_dim) if head_dim else 1.0
@@ -103,7 +111,7 @@ def check_scale(scale, head_dim: int):
     return scale
 
 
-def check_indices(name: str, indices, size: int) -> jax.Array:
+def check_indices(name: str, indices: Integers | None, size: int) -> jax.Array:
     """Integers `[number]` counted from the start, all of them if None; those known while tracing must exist."""
     if indices is None:
         return jnp.arange(size)
@@ -116,7 +124,7 @@ def check_indices(name: str, indices, size: int) -> jax.Array:
     return jnp.where(indices < 0, indices + size, indices)
 
 
-def check_auto(**arrays) -> None:
+def check_auto(**arrays: Any) -> None:
     """Raise `ValueError` for an array that is spread over mesh axes of type Explicit, whose shardings no function here
     works out."""
     for name, array in arrays.items():
@@ -129,7 +137,7 @@ def check_auto(**arrays) -> None:
             )
 
 
-def _check_dtypes(arrays) -> dict[str, jax.Array]:
+def _check_dtypes(arrays: Mapping[str, Any]) -> dict[str, jax.Array]:
     arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
     check_auto(**arrays)
     for name, array in arrays.items():
@@ -143,7 +151,7 @@ def _check_dtypes(arrays) -> dict[str, jax.Array]:
     return arrays
 
 
-def _shape_error(problem: str, layout: str, arrays) -> str:
+def _shape_error(problem: str, layout: str, arrays: Mapping[str, jax.Array]) -> str:
     shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
     return f"{problem}: expected {layout}; got {shapes}"
 

@@ -1,26 +1,45 @@
 """The front door: one attention, and which implementation of it runs."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.lax import PrecisionLike
+from jax.typing import ArrayLike
 
 from attention_jax.backends import KERNELS, Request, platform_of
 from attention_jax.blockwise import block_grid, block_sizes_for, blockwise_attention
 from attention_jax.checks import check_dropout, check_many_heads
 from attention_jax.dot_product import multi_head_attention_and_lse
-from attention_jax.mask_tree import as_mask
+from attention_jax.mask_tree import Mask, as_mask
 from attention_jax.masks import prefix
 from attention_jax.scores import as_score
+from attention_jax.typing import MaskLike, Positions, ScoreLike
 
-OURS = {"reference": multi_head_attention_and_lse, "blockwise": blockwise_attention}
+OURS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
+    "reference": multi_head_attention_and_lse,
+    "blockwise": blockwise_attention,
+}
 
 
 def attention(
-    query, key, value, *, mask=None, score=None, positions=None, scale=None, dropout_rate=0.0, dropout_rng=None,
-    precision=None, implementation: str | None = None,
-) -> jax.Array:  # fmt: skip
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: MaskLike | None = None,
+    score: ScoreLike | None = None,
+    positions: Positions | None = None,
+    scale: ArrayLike | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    precision: PrecisionLike = None,
+    implementation: str | None = None,
+) -> jax.Array:
     """Exact attention with any mask and any score, in memory that grows linearly with length.
 
     softmax(score(scale * query . key)) value, over the keys that the mask lets each query see. All of `jit`, `vmap`,
@@ -63,8 +82,16 @@ def attention(
 
 
 def attention_and_lse(
-    query, key, value, *, mask=None, score=None, positions=None, implementation: str | None = None, **options
-):
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: MaskLike | None = None,
+    score: ScoreLike | None = None,
+    positions: Positions | None = None,
+    implementation: str | None = None,
+    **options: Any,
+) -> tuple[jax.Array, jax.Array]:
     """`attention`, and the log-sum-exp of each query's logits.
 
     Args:
@@ -86,7 +113,18 @@ def attention_and_lse(
     return _attend(query, key, value, lse=True, **options)
 
 
-def _attend(query, key, value, *, mask, score, positions, implementation, lse: bool, **options):
+def _attend(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: MaskLike | None,
+    score: ScoreLike | None,
+    positions: Positions | None,
+    implementation: str | None,
+    lse: bool,
+    **options: Any,
+) -> tuple[jax.Array, Any]:
     """Output, and the log-sum-exp or None."""
     request = _request(query, key, value, mask, score, positions, lse, **options)
     name = _choose(request, implementation).implementation
@@ -95,7 +133,9 @@ def _attend(query, key, value, *, mask, score, positions, implementation, lse: b
     return OURS[name](*request.arrays, mask=request.mask, score=request.score, **options)
 
 
-def placed(mask, score, positions):
+def placed(
+    mask: MaskLike | None, score: ScoreLike | None, positions: Positions | None
+) -> tuple[MaskLike | None, ScoreLike | None]:
     """Mask and score as rules on the positions that are given."""
     if positions is None:
         return mask, score
@@ -104,7 +144,18 @@ def placed(mask, score, positions):
 
 
 def _request(
-    query, key, value, mask, score, positions, lse, *, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    mask: MaskLike | None,
+    score: ScoreLike | None,
+    positions: Positions | None,
+    lse: bool,
+    *,
+    scale: ArrayLike | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    precision: PrecisionLike = None,
 ) -> Request:
     query, key, value = check_many_heads(query, key, value)
     mask, score = placed(mask, score, positions)
@@ -130,7 +181,7 @@ def _choose(request: Request, implementation: str | None) -> _Choice:
         return _Choice(implementation, "asked for", {})
     if any(0 in array.shape for array in request.arrays):
         return _Choice("reference", "there is nothing to compute", {})
-    passed_over = {}
+    passed_over: dict[str, str] = {}
     for name, kernel in KERNELS.items():
         problem = kernel.would_not_help(request)
         if problem is None:
@@ -180,7 +231,15 @@ class Explanation:
 
 
 def explain(
-    query, key, value, *, mask=None, score=None, positions=None, implementation: str | None = None, **options
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: MaskLike | None = None,
+    score: ScoreLike | None = None,
+    positions: Positions | None = None,
+    implementation: str | None = None,
+    **options: Any,
 ) -> Explanation:
     """What `attention` will run with these arguments, why, which blocks it skips, and how much memory it takes.
 
@@ -201,20 +260,22 @@ def explain(
     >>> plan.implementation, plan.blocks, plan.skipped
     ('blockwise', 64, 49)
     """
-    plans = []
+    plans: list[tuple[Any, ...]] = []
 
-    def run(query, key, value, mask, positions):
+    def run(
+        query: jax.Array, key: jax.Array, value: jax.Array, mask: MaskLike | None, positions: Positions | None
+    ) -> jax.Array:
         request = _request(query, key, value, mask, score, positions, False, **options)
         choice = _choose(request, implementation)
         plans.append((*choice, *_blocks(request, choice.implementation)))
-        chosen = {"score": score, "positions": positions, "implementation": choice.implementation}
+        chosen: dict[str, Any] = {"score": score, "positions": positions, "implementation": choice.implementation}
         return attention(query, key, value, mask=mask, **chosen, **options)
 
-    memory = jax.jit(run).lower(query, key, value, mask, positions).compile().memory_analysis()
+    memory: Any = jax.jit(run).lower(query, key, value, mask, positions).compile().memory_analysis()
     return Explanation(*plans[0], memory.temp_size_in_bytes)
 
 
-def _blocks(request: Request, implementation: str) -> tuple:
+def _blocks(request: Request, implementation: str) -> tuple[Any, ...]:
     """How many blocks, how many of them are skipped and unmasked, and their size, as far as they are known."""
     T, S = request.query.shape[-3], request.key.shape[-3]
     if implementation in KERNELS:
@@ -226,7 +287,7 @@ def _blocks(request: Request, implementation: str) -> tuple:
     return rows * columns, *_count(request.mask, size, rows, columns, S), size
 
 
-def _count(mask, size, rows: int, columns: int, S: int) -> tuple[int | None, int | None]:
+def _count(mask: Mask | None, size: tuple[int, int], rows: int, columns: int, S: int) -> tuple[int | None, int | None]:
     first_row, first_column = np.arange(rows)[:, None] * size[0], np.arange(columns)[None, :] * size[1]
     last_row, last_column = first_row + size[0] - 1, first_column + size[1] - 1
     some, every = True, True

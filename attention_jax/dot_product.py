@@ -7,11 +7,17 @@ open is decided so that nothing hidden by a mask can be felt: a masked key or va
 any gradient, whatever it holds, and a query that sees no key gets 0.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.lax import PrecisionLike
+from jax.typing import ArrayLike
 
 from attention_jax.arguments import static_int
 from attention_jax.axes import map_heads
@@ -26,10 +32,22 @@ from attention_jax.checks import (
 from attention_jax.dropout import keep_positions
 from attention_jax.masks import causal
 from attention_jax.scores import apply_score, check_score
+from attention_jax.typing import MaskLike, ScoreLike
+
+Change = Callable[[jax.Array], jax.Array]
 
 
 def scaled_dot_product_attention(
-    query, key, value, *, mask=None, bias=None, scale=None, dropout_rate=0.0, dropout_rng=None, precision=None
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: MaskLike | None = None,
+    bias: ArrayLike | None = None,
+    scale: ArrayLike | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    precision: PrecisionLike = None,
 ) -> jax.Array:
     """Attention of one head on one example (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1): each query's average
     of the values, weighted by its `attention_weights`.
@@ -70,7 +88,9 @@ def scaled_dot_product_attention(
     )[0]  # fmt: skip
 
 
-def causal_attention(query, key, value, *, offset=None, **options) -> jax.Array:
+def causal_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, *, offset: int | None = None, **options: Any
+) -> jax.Array:
     """`scaled_dot_product_attention` in which no query sees a later key, `mask=causal(offset=offset)`: the decoder's
     self-attention (arXiv:1706.03762, section 3.2.3).
 
@@ -92,7 +112,7 @@ def causal_attention(query, key, value, *, offset=None, **options) -> jax.Array:
     return scaled_dot_product_attention(query, key, value, mask=causal(offset=offset), **options)
 
 
-def multi_head_attention(query, key, value, **options) -> jax.Array:
+def multi_head_attention(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options: Any) -> jax.Array:
     """`scaled_dot_product_attention` for every head, and for every batch element if there are any.
 
     With fewer key/value heads than query heads (K < N), each serves N/K neighbouring query heads: grouped-query
@@ -126,9 +146,18 @@ def multi_head_attention(query, key, value, **options) -> jax.Array:
 
 
 def multi_head_attention_and_lse(
-    query, key, value, *, mask=None, bias=None, score=None, scale=None, dropout_rate=0.0, dropout_rng=None,
-    precision=None,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: MaskLike | None = None,
+    bias: ArrayLike | None = None,
+    score: ScoreLike | None = None,
+    scale: ArrayLike | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    precision: PrecisionLike = None,
+) -> tuple[jax.Array, jax.Array]:
     """`multi_head_attention`, and the log-sum-exp of each query's logits, `[*B, N, T]` in float32 or better."""
     query, key, value = check_many_heads(query, key, value)
     *batch, T, N, H = query.shape
@@ -137,20 +166,29 @@ def multi_head_attention_and_lse(
     score = check_score(score, shape)
     arrays, tree = jax.tree.flatten(score)
     rate = check_dropout(dropout_rate, dropout_rng)
-    options = {"scale": check_scale(scale, H), "rate": rate, "precision": precision}
+    options: dict[str, Any] = {"scale": check_scale(scale, H), "rate": rate, "precision": precision}
 
-    def one_head(query, key, value, visible, bias, rng, head, *arrays):
+    def one_head(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        visible: jax.Array | None,
+        bias: jax.Array | None,
+        rng: jax.Array | None,
+        head: jax.Array,
+        *arrays: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
         change = partial(apply_score, jax.tree.unflatten(tree, arrays), head, jnp.arange(T), jnp.arange(S))
         return _one_head(query, key, value, visible, bias, rng, change, **options)
 
-    rngs = jax.random.split(dropout_rng, (*batch, N)) if rate else None
+    rngs = jax.random.split(dropout_rng, (*batch, N)) if rate else None  # type: ignore[arg-type]
     others = [check_mask(mask, shape), check_bias(bias, shape), rngs, jnp.arange(N), *arrays]
     letters = ["*nts", "*nts", "*n", "n", *([] if score is None else score.axes())]
     output, lse = map_heads(one_head, query, (key, value), others, letters)
     return jnp.moveaxis(output, -2, -3), lse
 
 
-def split_heads(x, num_heads: int) -> jax.Array:
+def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
     """Channels as heads.
 
     Args:
@@ -172,7 +210,7 @@ def split_heads(x, num_heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
 
 
-def merge_heads(x) -> jax.Array:
+def merge_heads(x: jax.Array) -> jax.Array:
     """Heads side by side, the inverse of `split_heads`.
 
     Args:
@@ -192,11 +230,23 @@ def merge_heads(x) -> jax.Array:
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def _one_head(query, key, value, visible, bias, rng, change=lambda logits: logits, *, scale, rate, precision):
+def _one_head(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visible: jax.Array | None,
+    bias: jax.Array | None,
+    rng: jax.Array | None,
+    change: Change = lambda logits: logits,
+    *,
+    scale: Any,
+    rate: float,
+    precision: PrecisionLike,
+) -> tuple[jax.Array, jax.Array]:
     (T, _), (S, Hv) = query.shape, value.shape
     weights, lse, visible, poisoned = head_weights(query, key, visible, bias, change, scale=scale, precision=precision)
     if rate:
-        keep = keep_positions(rng, rate, jnp.arange(T), jnp.arange(S))
+        keep = keep_positions(rng, rate, jnp.arange(T), jnp.arange(S))  # type: ignore[arg-type]
         weights = jnp.where(keep, weights / (1 - rate), 0)
     value, finite = _finite_rows(value.astype(weights.dtype))
     output = jnp.matmul(weights, value, precision=precision)
@@ -206,7 +256,16 @@ def _one_head(query, key, value, visible, bias, rng, change=lambda logits: logit
     return output.astype(query.dtype), lse
 
 
-def head_weights(query, key, visible, bias, change=lambda logits: logits, *, scale, precision):
+def head_weights(
+    query: jax.Array,
+    key: jax.Array,
+    visible: jax.Array | None,
+    bias: jax.Array | None,
+    change: Change = lambda logits: logits,
+    *,
+    scale: Any,
+    precision: PrecisionLike,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """One head's weights `[T, S]`, all finite; log-sum-exp `[T]`; what is visible after all; and `[T, 1]`, which rows
     saw what is not finite, and so have no right answer."""
     dtype = jnp.promote_types(query.dtype, jnp.float32)
@@ -224,7 +283,7 @@ def head_weights(query, key, visible, bias, change=lambda logits: logits, *, sca
     return weights, jnp.where(poisoned[:, 0], jnp.nan, lse), visible, poisoned
 
 
-def _softmax(logits):
+def _softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Softmax and log-sum-exp over the last axis. An entry of -inf has weight 0 and passes no gradient; a row of
     nothing else has log-sum-exp -inf."""
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf))
@@ -236,7 +295,7 @@ def _softmax(logits):
     return jnp.where(logits == -jnp.inf, 0, exponential / total), lse[:, 0]
 
 
-def _finite_rows(x):
+def _finite_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`x` with each row that holds a NaN or an infinity set to 0, and `[1, rows]`: which rows were finite.
 
     A product takes in every row, and 0 * NaN is NaN: what a mask hides has to be gone before the product, or it comes

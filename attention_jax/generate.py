@@ -1,20 +1,26 @@
 """Text from a language model, one token after another, through a cache."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
 from attention_jax.arguments import static_int
 from attention_jax.cache import KVCache, look_back
 from attention_jax.modules.embedding import LearnedPositions
 from attention_jax.sampling import Sampling
+from attention_jax.typing import Integers, MaskLike
 
 RING_CHUNK = 256
+
+Cache = list[KVCache] | KVCache
 
 
 class Text(NamedTuple):
@@ -53,13 +59,20 @@ class State(NamedTuple):
     """`[B, vocab_size]` of the next token."""
     held: jax.Array
     """`[B]`, how many of the last tokens the cache holds."""
-    cache: list[KVCache] | KVCache
+    cache: Cache
 
 
 def generate(
-    model: nnx.Module, prompt, num_tokens: int, *, rng: jax.Array, lengths=None, sampling: Sampling | None = None,
-    stop: Sequence[int] = (), mask=None,
-) -> Text:  # fmt: skip
+    model: nnx.Module,
+    prompt: ArrayLike,
+    num_tokens: int,
+    *,
+    rng: jax.Array,
+    lengths: Integers | None = None,
+    sampling: Sampling | None = None,
+    stop: Sequence[int] = (),
+    mask: MaskLike | None = None,
+) -> Text:
     """Continue prompts with a language model, as one compiled program.
 
     Where a text outgrows the model's `context_length`, the later half of the context is read anew, so that each token
@@ -97,9 +110,16 @@ def generate(
 
 
 def stream(
-    model: nnx.Module, prompt, num_tokens: int, *, rng: jax.Array, lengths=None, sampling: Sampling | None = None,
-    stop: Sequence[int] = (), mask=None,
-) -> Iterator[np.ndarray]:  # fmt: skip
+    model: nnx.Module,
+    prompt: ArrayLike,
+    num_tokens: int,
+    *,
+    rng: jax.Array,
+    lengths: Integers | None = None,
+    sampling: Sampling | None = None,
+    stop: Sequence[int] = (),
+    mask: MaskLike | None = None,
+) -> Iterator[np.ndarray]:
     """The same tokens as `generate` adds, as they are made: ints `[*B]`, or -1 for a text that has ended.
 
     Args:
@@ -128,7 +148,15 @@ def stream(
         ended = jax.device_get(state.done)
 
 
-def _prepare(model, prompt, num_tokens, lengths, sampling, stop, mask):
+def _prepare(
+    model: Any,
+    prompt: ArrayLike,
+    num_tokens: int,
+    lengths: Integers | None,
+    sampling: Sampling,
+    stop: jax.Array,
+    mask: MaskLike | None,
+) -> tuple[Plan, nnx.State, jax.Array, jax.Array]:
     """The plan, the parameters, and the prompts, moved to end at the same column."""
     prompt, num_tokens = jnp.asarray(prompt), static_int("num_tokens", num_tokens, minimum=0)
     if prompt.ndim not in (1, 2) or not jnp.issubdtype(prompt.dtype, jnp.integer) or 0 in prompt.shape:
@@ -155,25 +183,35 @@ def _prepare(model, prompt, num_tokens, lengths, sampling, stop, mask):
     return plan, params, _shift(prompt, P - lengths, first=P - lengths), lengths
 
 
-def _shift(tokens, by, *, first=0, last=None):
+def _shift(tokens: jax.Array, by: jax.Array, *, first: ArrayLike = 0, last: jax.Array | None = None) -> jax.Array:
     """Each row moved to the right by so much, and 0 outside its columns `first` to `last`."""
     columns, last = _columns(tokens), jnp.full(len(tokens), tokens.shape[1]) if last is None else last
     inside = (columns >= jnp.broadcast_to(first, len(tokens))[:, None]) & (columns < last[:, None])
     return jnp.where(inside, jax.vmap(jnp.roll)(tokens, by), 0)
 
 
-def _columns(tokens):
+def _columns(tokens: jax.Array) -> jax.Array:
     return jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1)
 
 
-def _check_range(name, values, least, most):
+def _check_range(name: str, values: jax.Array, least: int, most: int) -> None:
     if not isinstance(values, jax.core.Tracer) and values.size and (values.min() < least or values.max() > most):
         raise ValueError(f"{name} must be from {least} to {most}, got {int(values.min())} to {int(values.max())}")
 
 
 @partial(jax.jit, static_argnames="plan")
-def _generate(params, tokens, lengths, rng, sampling, stop, mask, *, plan):
-    def step(state, _):
+def _generate(
+    params: nnx.State,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    rng: jax.Array,
+    sampling: Sampling,
+    stop: jax.Array,
+    mask: MaskLike | None,
+    *,
+    plan: Plan,
+) -> tuple[jax.Array, jax.Array]:
+    def step(state: State, _: None) -> tuple[State, None]:
         run = partial(_step, params, rng=rng, sampling=sampling, stop=stop, mask=mask, plan=plan)
         return jax.lax.cond(state.done.all(), lambda state: state, run, state), None
 
@@ -182,7 +220,7 @@ def _generate(params, tokens, lengths, rng, sampling, stop, mask, *, plan):
 
 
 @partial(jax.jit, static_argnames="plan")
-def _start(params, tokens, lengths, mask, *, plan) -> State:
+def _start(params: nnx.State, tokens: jax.Array, lengths: jax.Array, mask: MaskLike | None, *, plan: Plan) -> State:
     """Read the prompts."""
     B, P = tokens.shape
     held = lengths if plan.ring else jnp.minimum(lengths, plan.capacity)
@@ -192,9 +230,18 @@ def _start(params, tokens, lengths, mask, *, plan) -> State:
 
 
 @partial(jax.jit, static_argnames="plan", donate_argnames="state")
-def _step(params, state, rng, sampling, stop, mask, *, plan) -> State:
+def _step(
+    params: nnx.State,
+    state: State,
+    rng: jax.Array,
+    sampling: Sampling,
+    stop: jax.Array,
+    mask: MaskLike | None,
+    *,
+    plan: Plan,
+) -> State:
     """Draw a token, write it, and read it."""
-    seen = None
+    seen: Any = None
     if sampling.repetition_penalty is not None:
         columns = _columns(state.tokens)
         own = (columns < state.column) & (columns >= state.column - state.length[:, None])
@@ -210,12 +257,12 @@ def _step(params, state, rng, sampling, stop, mask, *, plan) -> State:
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.column, axis=1)
     column, length = state.column + 1, state.length + ~state.done
 
-    def read_on():
+    def read_on() -> tuple[jax.Array, Cache]:
         model = nnx.merge(plan.graphdef, params)
         hidden, cache = model.hidden(token[:, None], mask=mask, cache=state.cache)
         return model.logits(hidden[:, -1]), cache
 
-    def read_anew():
+    def read_anew() -> tuple[jax.Array, Cache]:
         text = jax.lax.dynamic_slice_in_dim(tokens, column - plan.capacity, plan.capacity, axis=1)
         return _read(params, text, held, mask, plan)
 
@@ -229,7 +276,9 @@ def _step(params, state, rng, sampling, stop, mask, *, plan) -> State:
     return State(tokens, column, length, state.done | jnp.isin(token, stop), logits, held, cache)
 
 
-def _read(params, tokens, held, mask, plan):
+def _read(
+    params: nnx.State, tokens: jax.Array, held: jax.Array, mask: MaskLike | None, plan: Plan
+) -> tuple[jax.Array, Cache]:
     """Logits after the last `held` `[B]` of tokens `[B, R]`, and the cache that holds these."""
     model, (B, R) = nnx.merge(plan.graphdef, params), tokens.shape
     cache = model.empty_cache(plan.capacity, batch=(B,), padding=R - held, ring=plan.ring)
@@ -237,7 +286,7 @@ def _read(params, tokens, held, mask, plan):
     hidden, cache = model.hidden(tokens[:, :first], mask=mask, cache=cache)
     chunks = tokens[:, first:].reshape(B, -1, plan.chunk).swapaxes(0, 1)
 
-    def read(before, chunk):
+    def read(before: tuple[jax.Array, Cache], chunk: jax.Array) -> tuple[tuple[jax.Array, Cache], None]:
         hidden, cache = model.hidden(chunk, mask=mask, cache=before[1])
         return (hidden[:, -1], cache), None
 

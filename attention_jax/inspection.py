@@ -6,19 +6,23 @@ shares = contributions(model, tokens, target)            # who wrote the logit o
 without = ablate(model, [(0, 3), (1, 2)])                # a model in which heads are silent
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
 from attention_jax.arguments import static_int
 from attention_jax.dispatch import attention
 from attention_jax.modules.attention import ModuleList, MultiHeadAttention, recover_weights
 from attention_jax.modules.transformer import TransformerLM
 from attention_jax.statistics import AttentionStatistics, attention_statistics
+from attention_jax.typing import MaskLike
 
 
 class Heads(NamedTuple):
@@ -30,7 +34,7 @@ class Heads(NamedTuple):
     """`[*B, S, K, H]`."""
     output: jax.Array
     """`[*B, T, N, H]`, before the heads are joined."""
-    mask: object
+    mask: MaskLike | None
     """As the module was called with it."""
     attention_fn: Callable
     """The module's own."""
@@ -47,7 +51,7 @@ class Contributions(NamedTuple):
     """`[*B]`."""
 
 
-def inspect(model: nnx.Module, tokens, **options) -> jax.Array:
+def inspect(model: nnx.Module, tokens: Any, **options: Any) -> jax.Array:
     """The attention weights of every layer.
 
     Args:
@@ -70,7 +74,7 @@ def inspect(model: nnx.Module, tokens, **options) -> jax.Array:
     return _stacked([recover_weights(each.attention_fn, each.query, each.key, each.mask) for each in heads])
 
 
-def inspect_statistics(model: nnx.Module, tokens, *, top_k: int = 4, **options) -> AttentionStatistics:
+def inspect_statistics(model: nnx.Module, tokens: Any, *, top_k: int = 4, **options: Any) -> AttentionStatistics:
     """What `attention_statistics` says of every layer, with a leading axis of layers; in linear memory.
 
     Args:
@@ -104,7 +108,9 @@ def inspect_statistics(model: nnx.Module, tokens, *, top_k: int = 4, **options) 
     return jax.tree.map(lambda *leaves: _stacked(leaves), *layers)
 
 
-def contributions(model: TransformerLM, tokens, target, *, position: int = -1, mask=None) -> Contributions:
+def contributions(
+    model: TransformerLM, tokens: ArrayLike, target: ArrayLike, *, position: int = -1, mask: MaskLike | None = None
+) -> Contributions:
     """How much of a logit each head wrote: direct logit attribution (Elhage et al. 2021, "A Mathematical Framework for
     Transformer Circuits").
 
@@ -134,7 +140,7 @@ def contributions(model: TransformerLM, tokens, target, *, position: int = -1, m
     if not isinstance(target, jax.core.Tracer) and not (np.min(target) >= 0 and np.max(target) < vocab_size):
         raise ValueError(f"target must be a token, 0 to {vocab_size - 1}, got {target}")
     heads, residual = record(model, tokens, mask=mask)
-    residual, norm = residual[..., position, :].astype(jnp.float32), model.norm
+    residual, norm = residual[..., position, :].astype(jnp.float32), model.norm  # type: ignore[index]
     target = jnp.broadcast_to(jnp.asarray(target), residual.shape[:-1])
     matrix = model.tokens.embedding[...] if model.head is None else model.head.kernel[...].T
     direction = matrix[target].astype(jnp.float32)
@@ -151,7 +157,7 @@ def contributions(model: TransformerLM, tokens, target, *, position: int = -1, m
     if isinstance(norm, nnx.LayerNorm):  # it takes the mean from each part, as from the whole
         direction -= direction.mean(-1, keepdims=True)
 
-    def of_layer(each, attention):
+    def of_layer(each: Heads, attention: MultiHeadAttention) -> jax.Array:
         *_, N, H = each.output.shape
         kernel = attention.out.kernel[...].reshape(N, H, -1)
         return jnp.einsum("...nh,nhd,...d->...n", each.output[..., position, :, :], kernel, direction)
@@ -163,7 +169,13 @@ def contributions(model: TransformerLM, tokens, target, *, position: int = -1, m
     return Contributions(shares, logit - shares.sum((0, -1)), logit)
 
 
-def ablate(model: TransformerLM, heads: Sequence[tuple[int, int]], *, mean_over=None, mask=None) -> TransformerLM:
+def ablate(
+    model: TransformerLM,
+    heads: Sequence[tuple[int, int]],
+    *,
+    mean_over: ArrayLike | None = None,
+    mask: MaskLike | None = None,
+) -> TransformerLM:
     """A copy of the model in which some heads say nothing, or always the same.
 
     It is an ordinary model, to be evaluated, sampled from or inspected: a head that adds 0 is one whose rows of the
@@ -208,7 +220,7 @@ def ablate(model: TransformerLM, heads: Sequence[tuple[int, int]], *, mean_over=
     return copy
 
 
-def record(model: nnx.Module, tokens, **options) -> tuple[list[Heads], jax.Array | None]:
+def record(model: nnx.Module, tokens: Any, **options: Any) -> tuple[list[Heads], jax.Array | None]:
     """Call a copy of the model, and note what each `MultiHeadAttention` in it did, in the order in which they ran.
 
     Args:
@@ -228,13 +240,15 @@ def record(model: nnx.Module, tokens, **options) -> tuple[list[Heads], jax.Array
     for name in ("cache", "return_weights"):
         if options.get(name):
             raise ValueError(f"{name}= cannot be looked at: call with all tokens, and without it")
-    copy, heads, residual = nnx.clone(_unstacked(model)), [], []
+    heads: list[Heads] = []
+    residual: list[jax.Array] = []
+    copy = nnx.clone(_unstacked(model))
     for _, module in nnx.iter_graph(copy):
         if isinstance(module, MultiHeadAttention):
             module.attention_fn = _Watch(module.attention_fn, heads)
     if isinstance(copy, TransformerLM):
         norm = copy.norm
-        copy.norm = lambda x: residual.append(x) or norm(x)
+        copy.norm = lambda x: residual.append(x) or norm(x)  # type: ignore[func-returns-value]
         copy.hidden(tokens, **options)  # without the logits of all positions, which take the most memory
     else:
         copy(tokens, **options)
@@ -257,21 +271,23 @@ def record(model: nnx.Module, tokens, **options) -> tuple[list[Heads], jax.Array
 class _Watch:
     """An `attention_fn` whose calls are noted."""
 
-    def __init__(self, attention_fn, heads):
+    def __init__(self, attention_fn: Callable, heads: list[Heads]) -> None:
         self.watched, self.heads = attention_fn, heads
 
-    def __call__(self, query, key, value, *, mask=None, **options):
+    def __call__(
+        self, query: jax.Array, key: jax.Array, value: jax.Array, *, mask: MaskLike | None = None, **options: Any
+    ) -> jax.Array:
         output = self.watched(query, key, value, mask=mask, **options)
         self.heads.append(Heads(query, key, output, mask, self.watched))
         return output
 
 
-def _check_model(model):
+def _check_model(model: nnx.Module) -> None:
     if not isinstance(model, TransformerLM):
         raise TypeError(f"model must be a TransformerLM, got {type(model).__name__}")
 
 
-def _stacked(layers):
+def _stacked(layers: Sequence[jax.Array]) -> jax.Array:
     if len({layer.shape for layer in layers}) > 1:
         raise ValueError(
             f"the layers' weights differ in shape, {[layer.shape for layer in layers]}, and cannot be stacked: look at "
@@ -280,7 +296,7 @@ def _stacked(layers):
     return jnp.stack(layers)
 
 
-def _unstacked(model):
+def _unstacked(model: nnx.Module) -> Any:
     """The same model with its blocks one by one, so that each can be watched."""
     if not isinstance(model, TransformerLM) or not (model.scan or model.remat):
         return model

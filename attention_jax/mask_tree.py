@@ -1,8 +1,11 @@
 """The expression tree behind `masks.py`: what a mask can do, and one node for each kind of rule."""
 
+from __future__ import annotations
+
 import math
 import operator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +14,14 @@ import numpy as np
 from attention_jax.arguments import brief, positions_alike
 from attention_jax.axes import cut_leaves
 
-Span = tuple[int | jax.Array, int | jax.Array]
-Truth = bool | jax.Array
+if TYPE_CHECKING:
+    from attention_jax.typing import Integers, MaskLike
+
+Position = int | jax.Array | np.ndarray
+Span = tuple[Position, Position]
+Truth = bool | jax.Array | np.ndarray
+
+Node = TypeVar("Node")
 
 _DRAWN_SIZE = 8
 _DRAWN_LIMIT = 32
@@ -67,7 +76,7 @@ class Mask:
     def check(self, T: int, S: int) -> None:
         """Raise `ValueError` if this mask cannot belong to T queries and S keys."""
 
-    def place(self, query_positions, key_positions) -> "Mask":
+    def place(self, query_positions: Integers, key_positions: Integers) -> Mask:
         """The same rule for queries and keys that stand elsewhere than at 0, 1, 2, ..., such as in a cache.
 
         Args:
@@ -109,7 +118,7 @@ class Mask:
         array = np.asarray(self.to_array(T, S)).reshape(-1, T, S)
         return "\n".join(" ".join("■" if seen else "·" for seen in row) for row in array[0])
 
-    def _sizes(self) -> tuple[int | None, int | None]:
+    def _sizes(self) -> tuple[int | None, ...]:
         """(T, S) where the mask's own arrays fix them."""
         return None, None
 
@@ -130,19 +139,19 @@ class Mask:
         text = Array(drawn).to_text(rows, columns)
         return f"{self!r}\n{first}{T} queries (down) x {S} keys (across){which}, ■ may attend\n{text}"
 
-    def __and__(self, other) -> "Mask":
+    def __and__(self, other: MaskLike) -> Mask:
         return And(self, as_mask(other))
 
-    def __rand__(self, other) -> "Mask":
+    def __rand__(self, other: MaskLike) -> Mask:
         return And(as_mask(other), self)
 
-    def __or__(self, other) -> "Mask":
+    def __or__(self, other: MaskLike) -> Mask:
         return Or(self, as_mask(other))
 
-    def __ror__(self, other) -> "Mask":
+    def __ror__(self, other: MaskLike) -> Mask:
         return Or(as_mask(other), self)
 
-    def __invert__(self) -> "Mask":
+    def __invert__(self) -> Mask:
         return Not(self)
 
     def __bool__(self) -> bool:
@@ -152,7 +161,7 @@ class Mask:
         )
 
 
-def as_mask(mask) -> Mask:
+def as_mask(mask: MaskLike) -> Mask:
     """A `Mask` as it is, or one made of a bool array `[T, S]` or `[*B, N or 1, T, S]`."""
     if isinstance(mask, Mask):
         return mask
@@ -169,53 +178,57 @@ def as_mask(mask) -> Mask:
     return Array(array)
 
 
-def node(cls):
+def static() -> Any:
+    return field(metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static,))
+def node(cls: type[Node]) -> type[Node]:
     """A frozen dataclass that is a pytree: arrays are leaves, fields marked `_static` are not."""
     return jax.tree_util.register_dataclass(dataclass(frozen=True, eq=False, repr=False)(cls))
-
-
-def static():
-    return field(metadata={"static": True})
 
 
 @node
 class Array(Mask):
     array: jax.Array
 
-    def at(self, rows, columns):
+    def at(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
         return self.array
 
-    def axes(self):
+    def axes(self) -> list[str]:
         return ["*nts" if self.array.ndim > 2 else "ts"]
 
-    def some_every(self, rows, columns):
+    def some_every(self, rows: Span, columns: Span) -> tuple[Truth, Truth]:
         return self.array.any(), self.array.all()
 
-    def check(self, T, S):
+    def check(self, T: int, S: int) -> None:
         rows, columns = self.array.shape[-2:]
         if rows not in (1, T) or columns not in (1, S):
             raise ValueError(f"the mask array has shape {self.array.shape}, expected [..., T, S] = [..., {T}, {S}]")
 
-    def _sizes(self):
+    def _sizes(self) -> tuple[int | None, ...]:
         T, S = self.array.shape[-2:]
         return (T if T != 1 else None), (S if S != 1 else None)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"mask_from_array({brief(self.array)})"
 
 
 class Pair(Mask):
-    def axes(self):
+    left: Mask
+    right: Mask
+
+    def axes(self) -> list[str]:
         return self.left.axes() + self.right.axes()
 
-    def check(self, T, S):
+    def check(self, T: int, S: int) -> None:
         self.left.check(T, S)
         self.right.check(T, S)
 
-    def _sizes(self):
+    def _sizes(self) -> tuple[int | None, ...]:
         return tuple(a or b for a, b in zip(self.left._sizes(), self.right._sizes(), strict=True))
 
-    def _both_at(self, rows, columns):
+    def _both_at(self, rows: jax.Array, columns: jax.Array) -> list[jax.Array]:
         """Both sides with equal rank, so that a [T, S] side serves every batch element and head of the other."""
         sides = self.left.at(rows, columns), self.right.at(rows, columns)
         rank = max(side.ndim for side in sides)
@@ -226,7 +239,7 @@ class Pair(Mask):
             )
         return [side.reshape((1,) * (rank - side.ndim) + side.shape) for side in sides]
 
-    def _join(self, symbol):
+    def _join(self, symbol: str) -> str:
         sides = [f"({side!r})" if side._binding < self._binding else repr(side) for side in (self.left, self.right)]
         return f" {symbol} ".join(sides)
 
@@ -237,20 +250,20 @@ class And(Pair):
     right: Mask
     _binding = 1
 
-    def at(self, rows, columns):
+    def at(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
         return operator.and_(*self._both_at(rows, columns))
 
-    def some_every(self, rows, columns):
+    def some_every(self, rows: Span, columns: Span) -> tuple[Truth, Truth]:
         left, right = self.left.some_every(rows, columns), self.right.some_every(rows, columns)
         return left[0] & right[0], left[1] & right[1]
 
-    def columns_of(self, rows, S):
+    def columns_of(self, rows: Span, S: int) -> Span:
         return _overlap(self.left.columns_of(rows, S), self.right.columns_of(rows, S))
 
-    def rows_of(self, columns, T):
+    def rows_of(self, columns: Span, T: int) -> Span:
         return _overlap(self.left.rows_of(columns, T), self.right.rows_of(columns, T))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return self._join("&")
 
 
@@ -260,20 +273,20 @@ class Or(Pair):
     right: Mask
     _binding = 0
 
-    def at(self, rows, columns):
+    def at(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
         return operator.or_(*self._both_at(rows, columns))
 
-    def some_every(self, rows, columns):
+    def some_every(self, rows: Span, columns: Span) -> tuple[Truth, Truth]:
         left, right = self.left.some_every(rows, columns), self.right.some_every(rows, columns)
         return left[0] | right[0], left[1] | right[1]
 
-    def columns_of(self, rows, S):
+    def columns_of(self, rows: Span, S: int) -> Span:
         return _hull(self.left.columns_of(rows, S), self.right.columns_of(rows, S))
 
-    def rows_of(self, columns, T):
+    def rows_of(self, columns: Span, T: int) -> Span:
         return _hull(self.left.rows_of(columns, T), self.right.rows_of(columns, T))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return self._join("|")
 
 
@@ -282,23 +295,23 @@ class Not(Mask):
     mask: Mask
     _binding = 2
 
-    def at(self, rows, columns):
+    def at(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
         return ~self.mask.at(rows, columns)
 
-    def axes(self):
+    def axes(self) -> list[str]:
         return self.mask.axes()
 
-    def some_every(self, rows, columns):
+    def some_every(self, rows: Span, columns: Span) -> tuple[Truth, Truth]:
         some, every = self.mask.some_every(rows, columns)
         return _not(every), _not(some)
 
-    def check(self, T, S):
+    def check(self, T: int, S: int) -> None:
         self.mask.check(T, S)
 
-    def _sizes(self):
+    def _sizes(self) -> tuple[int | None, ...]:
         return self.mask._sizes()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"~({self.mask!r})" if self.mask._binding < self._binding else f"~{self.mask!r}"
 
 
@@ -308,8 +321,8 @@ class Placed(Mask):
     query_positions: jax.Array
     key_positions: jax.Array
 
-    def at(self, rows, columns):
-        def at(mask, queries, keys):
+    def at(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
+        def at(mask: Mask, queries: jax.Array, keys: jax.Array) -> jax.Array:
             seen = mask.at(queries, keys)
             return seen & jnp.reshape(keys >= 0, (1,) * (seen.ndim - 1) + (-1,))
 
@@ -321,21 +334,21 @@ class Placed(Mask):
         seen = at(self.mask, self.query_positions, self.key_positions)
         return jnp.expand_dims(seen, -3) if batch_dims else seen
 
-    def axes(self):
+    def axes(self) -> list[str]:
         return [*self.mask.axes(), "*t", "*s"]
 
-    def some_every(self, rows, columns):
+    def some_every(self, rows: Span, columns: Span) -> tuple[Truth, Truth]:
         rows, columns = ((x.min(), x.max()) for x in (self.query_positions, self.key_positions))
         some, every = self.mask.some_every(rows, columns)
         return some & (columns[1] >= 0), every & (columns[0] >= 0)
 
-    def check(self, T, S):
+    def check(self, T: int, S: int) -> None:
         check_placed(repr(self.mask), self.mask.axes(), *self._sizes(), T, S)
 
-    def _sizes(self):
+    def _sizes(self) -> tuple[int, int]:
         return self.query_positions.shape[-1], self.key_positions.shape[-1]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"({self.mask!r}).place({brief(self.query_positions)}, {brief(self.key_positions)})"
 
 
@@ -361,9 +374,9 @@ def _hull(one: Span, other: Span) -> Span:
     return _smaller(one[0], other[0]), _larger(one[1], other[1])
 
 
-def _smaller(a, b):
+def _smaller(a: Position, b: Position) -> Position:
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.minimum(a, b)
 
 
-def _larger(a, b):
+def _larger(a: Position, b: Position) -> Position:
     return max(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.maximum(a, b)

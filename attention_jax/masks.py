@@ -17,14 +17,19 @@ Every mask is a pytree: the arrays it holds (segment ids, lengths) may be traced
 window's width are static. `True` always means "may attend". Additive terms are not masks: pass them as `bias=`.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from attention_jax.arguments import static_int
 from attention_jax.mask_rules import Causal, Function, KeyLengths, Prefix, Segments, Window
 from attention_jax.mask_tree import Mask, as_mask
+from attention_jax.typing import Integers
 
 
 def causal(*, offset: int | None = None) -> Mask:
@@ -79,7 +84,7 @@ def prefix(n: int) -> Mask:
     return Prefix(static_int("prefix(n)", n, minimum=0))
 
 
-def segments(query_ids, key_ids=None) -> Mask:
+def segments(query_ids: Integers, key_ids: Integers | None = None) -> Mask:
     """A query sees the keys of its own segment: packed documents that do not see each other.
 
     Args:
@@ -103,7 +108,7 @@ def segments(query_ids, key_ids=None) -> Mask:
     return Segments(query_ids, key_ids)
 
 
-def key_lengths(lengths) -> Mask:
+def key_lengths(lengths: Integers) -> Mask:
     """Every query sees the first `lengths` keys: right-padded batches, or a partly filled cache.
 
     Args:
@@ -119,7 +124,7 @@ def key_lengths(lengths) -> Mask:
     return KeyLengths(_integers("key_lengths(lengths)", lengths))
 
 
-def mask_from_array(array) -> Mask:
+def mask_from_array(array: ArrayLike | Sequence[Any]) -> Mask:
     """A mask from a bool array, True where a query may attend.
 
     Args:
@@ -153,7 +158,7 @@ def mask_from_function(fn: Callable[[jax.Array, jax.Array], jax.Array]) -> Mask:
     return Function(fn)
 
 
-def _integers(name: str, value) -> jax.Array:
+def _integers(name: str, value: Integers) -> jax.Array:
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} must hold integers, got {array.dtype}")

@@ -50,7 +50,7 @@ def vary_like(array, operands) -> jax.Array:
     axes = frozenset().union(*map(varying, operands)) - varying(array)
     if not axes:
         return array
-    return lax.pcast(array, tuple(axes), to="varying") if hasattr(lax, "pcast") else lax.pvary(array, tuple(axes))
+    return lax.pcast(array, tuple(axes), to="varying") if hasattr(lax, "pcast") else lax.pvary(array, tuple(axes))  # type: ignore[attr-defined]
 
 
 def varying(array) -> frozenset:

@@ -10,15 +10,17 @@ rescaled for longer contexts by one of the `*_scaling` functions, and turn a que
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from attention_jax.arguments import static_int
 
 
-def sinusoidal_positions(positions, dim: int, *, base: float = 10000.0) -> jax.Array:
+def sinusoidal_positions(positions: int | jax.Array, dim: int, *, base: float = 10000.0) -> jax.Array:
     """The fixed position embedding of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5).
 
     Args:
@@ -37,16 +39,16 @@ def sinusoidal_positions(positions, dim: int, *, base: float = 10000.0) -> jax.A
     [[0.    1.    0.    1.   ]
      [0.841 0.54  0.01  1.   ]]
     """
-    xp = jnp
+    xp: Any = jnp
     if jnp.ndim(positions) == 0:
         xp, positions = np, np.arange(static_int("sinusoidal_positions(positions=)", positions, minimum=0))
     frequencies = _frequencies("sinusoidal_positions(dim=)", dim, base)
-    angles = positions[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))
+    angles = positions[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))  # type: ignore[index, union-attr]
     both = xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1)
-    return jnp.asarray(both.reshape(*positions.shape, dim), float)
+    return jnp.asarray(both.reshape(*positions.shape, dim), float)  # type: ignore[union-attr]
 
 
-def learned_positions(table, positions) -> jax.Array:
+def learned_positions(table: jax.Array, positions: int | jax.Array) -> jax.Array:
     """Rows of a learned table (Gehring et al. 2017, arXiv:1705.03122).
 
     Args:
@@ -68,10 +70,10 @@ def learned_positions(table, positions) -> jax.Array:
     rows = len(table)
     if jnp.ndim(positions) == 0:
         first, last = 0, static_int("learned_positions(positions=)", positions, minimum=0) - 1
-    elif isinstance(positions, jax.core.Tracer) or positions.size == 0:
+    elif isinstance(positions, jax.core.Tracer) or positions.size == 0:  # type: ignore[union-attr]
         first, last = 0, -1
     else:
-        first, last = int(positions.min()), int(positions.max())
+        first, last = int(positions.min()), int(positions.max())  # type: ignore[union-attr]
     if first < 0 or last >= rows:
         raise ValueError(
             f"positions {first} to {last} do not fit the position table of {rows} rows: "
@@ -102,7 +104,9 @@ def rotary_frequencies(dim: int, *, base: float = 10000.0) -> jax.Array:
     return jnp.asarray(_frequencies("rotary_frequencies(dim=)", dim, base), float)
 
 
-def rotary_embedding(x, positions, frequencies, *, interleaved: bool = False, amplitude: float = 1.0) -> jax.Array:
+def rotary_embedding(
+    x: jax.Array, positions: jax.Array, frequencies: jax.Array, *, interleaved: bool = False, amplitude: float = 1.0
+) -> jax.Array:
     """Turn queries or keys by their positions, so that query . key depends on distance alone (arXiv:2104.09864).
 
     Args:
@@ -145,7 +149,7 @@ def rotary_embedding(x, positions, frequencies, *, interleaved: bool = False, am
     return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
 
 
-def linear_scaling(frequencies, *, factor: float) -> jax.Array:
+def linear_scaling(frequencies: jax.Array, *, factor: float) -> jax.Array:
     """Position interpolation: positions shrink by `factor` (Chen et al. 2023, arXiv:2306.15595).
 
     Args:
@@ -165,7 +169,7 @@ def linear_scaling(frequencies, *, factor: float) -> jax.Array:
     return frequencies / _at_least_one("linear_scaling", factor)
 
 
-def ntk_scaling(frequencies, *, factor: float) -> jax.Array:
+def ntk_scaling(frequencies: jax.Array, *, factor: float) -> jax.Array:
     """NTK-aware interpolation: the slowest pair shrinks by `factor`, the fastest stays (arXiv:2309.00071, section 3.1).
 
     Args:
@@ -187,7 +191,7 @@ def ntk_scaling(frequencies, *, factor: float) -> jax.Array:
 
 
 def llama3_scaling(
-    frequencies, *, factor: float, original_length: int, low_factor: float = 1.0, high_factor: float = 4.0
+    frequencies: jax.Array, *, factor: float, original_length: int, low_factor: float = 1.0, high_factor: float = 4.0
 ) -> jax.Array:
     """The scaling of Llama 3.1 (arXiv:2407.21783): fast pairs stay, slow ones shrink by `factor`, others in between.
 
@@ -216,7 +220,7 @@ def llama3_scaling(
 
 
 def yarn_scaling(
-    frequencies, *, factor: float, original_length: int, slow: float = 1.0, fast: float = 32.0
+    frequencies: jax.Array, *, factor: float, original_length: int, slow: float = 1.0, fast: float = 32.0
 ) -> jax.Array:
     """YaRN: as Llama 3's, with a ramp over pairs rather than turns (Peng et al. 2023, arXiv:2309.00071, section 3.2).
 
@@ -245,7 +249,7 @@ def yarn_scaling(
     pairs = len(frequencies)
     log_step = -jnp.log(frequencies[1]) if pairs > 1 else 1.0  # of the frequency, from pair to pair
 
-    def pair_that_turns(turns):
+    def pair_that_turns(turns: float) -> ArrayLike:
         return math.log(original_length / (turns * 2 * math.pi)) / log_step
 
     start = jnp.maximum(jnp.floor(pair_that_turns(fast)), 0)

@@ -140,7 +140,7 @@ def save_gpt2(model: TransformerLM, directory: str | Path) -> None:
     from safetensors.numpy import save_file
 
     params, names = flatten_dict(nnx.to_pure_dict(nnx.state(model))), _names(model.num_layers)
-    block = None if model.scan else model.blocks[0]
+    block: Any = None if model.scan else model.blocks[0]
     if not (
         set(params) == set(names)
         and isinstance(block.feed_forward, FeedForward)
@@ -167,7 +167,7 @@ def save_gpt2(model: TransformerLM, directory: str | Path) -> None:
         os.replace(unfinished, directory / name)
 
 
-def load_tokenizer(directory: str | Path):
+def load_tokenizer(directory: str | Path) -> Any:
     """GPT-2's byte-pair encoding, a `tokenizers.Tokenizer`, from `tokenizer.json` or `vocab.json` and `merges.txt`.
 
     No text is taken for a special token: `<|endoftext|>` in it is a dozen characters.
@@ -219,8 +219,9 @@ def download_gpt2(name: str = "gpt2", *, revision: str | None = None, limit: int
     repository, revision = name if "/" in name else f"openai-community/{name}", revision or REVISIONS.get(name, "")
     if not re.fullmatch("[0-9a-f]{40}", revision):
         raise ValueError(f"{name} needs revision=, a commit of 40 hexadecimal digits; got {revision!r}")
-    files = {
-        file.rfilename: file for file in HfApi().model_info(repository, revision=revision, files_metadata=True).siblings
+    files: dict[str, Any] = {
+        file.rfilename: file
+        for file in HfApi().model_info(repository, revision=revision, files_metadata=True).siblings  # type: ignore[union-attr]
     }
     for file in FILES:
         if file not in files:
@@ -245,7 +246,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         given = config.get(name, None if name == "model_type" else wanted)
         if given != wanted:
             raise ValueError(f"{path}: {name} must be {wanted!r}, got {given!r}")
-    config = {"layer_norm_epsilon": 1e-5, "n_inner": None} | config
+    config = dict[str, Any](layer_norm_epsilon=1e-5, n_inner=None) | config
     sizes = "vocab_size", "n_positions", "n_embd", "n_head", "n_layer"
     for name in sizes if config["n_inner"] is None else (*sizes, "n_inner"):
         if type(config.get(name)) is not int or not 0 < config[name] < 2**24:
@@ -285,7 +286,7 @@ def _stored_names(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, s
     return stored
 
 
-def _open(path: Path):
+def _open(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -304,7 +305,7 @@ def _check_hash(path: Path, sha256: str) -> None:
         raise ValueError(f"{path} is not the file expected: its SHA-256 is {found}, not {sha256}; fetch it again")
 
 
-def _unique(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise ValueError("a name stands twice")
@@ -313,7 +314,7 @@ def _unique(pairs):
 
 def _names(num_layers: int) -> dict[tuple[str | int, ...], str]:
     """The name in GPT-2's files of each parameter, by its path in the model."""
-    names = {tuple(ours.split(".")): name for ours, name in NAMES.items()}
+    names: dict[tuple[str | int, ...], str] = {tuple(ours.split(".")): name for ours, name in NAMES.items()}
     for i in range(num_layers):
         names |= {("blocks", i, *ours.split(".")): f"h.{i}.{name}" for ours, name in BLOCK_NAMES.items()}
     return names

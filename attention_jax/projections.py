@@ -1,5 +1,7 @@
 """From channels to heads and back: the linear maps before and after attention, as functions of their kernels."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +9,7 @@ from attention_jax.checks import check_auto
 from attention_jax.dot_product import split_heads
 
 
-def project(x, kernel, bias=None) -> jax.Array:
+def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """`x @ kernel + bias`, as one matrix product over all positions (which XLA runs faster on a CPU).
 
     Args:
@@ -36,7 +38,15 @@ def project(x, kernel, bias=None) -> jax.Array:
     return product.reshape(*x.shape[:-1], kernel.shape[1])
 
 
-def project_separate(x, context, kernels, biases=(None, None, None), *, num_heads, num_kv_heads=None):
+def project_separate(
+    x: jax.Array,
+    context: jax.Array,
+    kernels: Sequence[jax.Array],
+    biases: Sequence[jax.Array | None] = (None, None, None),
+    *,
+    num_heads: int,
+    num_kv_heads: int | None = None,
+) -> tuple[jax.Array, ...]:
     """Query, key and value heads by three kernels: queries from `x`, keys and values from `context`.
 
     Args:
@@ -63,7 +73,9 @@ def project_separate(x, context, kernels, biases=(None, None, None), *, num_head
     return tuple(split_heads(projection(source, kernel, bias), n) for projection, source, kernel, bias, n in inputs)
 
 
-def project_fused(x, kernel, bias=None, *, num_heads, num_kv_heads=None):
+def project_fused(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, num_heads: int, num_kv_heads: int | None = None
+) -> tuple[jax.Array, ...]:
     """Query, key and value heads of self-attention by one kernel, in one product.
 
     Args:
@@ -86,7 +98,7 @@ def project_fused(x, kernel, bias=None, *, num_heads, num_kv_heads=None):
     return tuple(jnp.split(heads, [N, N + K], axis=-2))
 
 
-def _project_context(context, kernel, bias):
+def _project_context(context: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """`project`, in which a position that is not finite gives NaN, but none to the kernel's gradient if a mask hides
     it: that gradient is a sum over all positions, in which 0 * NaN would count."""
     finite = jnp.all(jnp.isfinite(context), axis=-1, keepdims=True)

@@ -4,13 +4,17 @@ Each device keeps its queries. Keys and values go round, one device further each
 is joined by the log-sum-exps. Backward, they go round once more, and take their gradients along.
 """
 
+from __future__ import annotations
+
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.lax import PrecisionLike
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from attention_jax.blocks import accumulator
 from attention_jax.blockwise import blockwise_attention, weighted_sums
@@ -19,12 +23,22 @@ from attention_jax.mask_tree import Placed, node
 from attention_jax.masks import prefix
 from attention_jax.operation import vary_like
 from attention_jax.scores import PlacedScore, check_rules
+from attention_jax.typing import Integers, MaskLike, ScoreLike
 
 
 def ring_attention(
-    query, key, value, *, mesh: Mesh, axis: str = "context", mask=None, score=None, positions=None, scale=None,
-    precision=None,
-) -> jax.Array:  # fmt: skip
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mesh: Mesh,
+    axis: str = "context",
+    mask: MaskLike | None = None,
+    score: ScoreLike | None = None,
+    positions: tuple[Integers, Integers] | None = None,
+    scale: ArrayLike | None = None,
+    precision: PrecisionLike = None,
+) -> jax.Array:
     """`attention` whose sequence is cut along a mesh axis; each device holds its part of it, forward and backward
     (Liu et al. 2023, arXiv:2310.01889).
 
@@ -110,7 +124,7 @@ def balanced_order(length: int, parts: int) -> jax.Array:
 class Local(Placed):
     """A mask whose arrays are cut to the queries and keys at hand already."""
 
-    def check(self, T, S):
+    def check(self, T: int, S: int) -> None:
         pass
 
 
@@ -118,7 +132,7 @@ class Local(Placed):
 class LocalScore(PlacedScore):
     """A score whose arrays are cut likewise."""
 
-    def check(self, shape):
+    def check(self, shape: tuple[int, ...]) -> None:
         pass
 
 

@@ -53,14 +53,14 @@ class Sampling:
             if value is not None and not fits(value):
                 raise ValueError(f"{field.name} must be {wanted}, got {value}")
 
-    def penalized(self, logits, seen) -> jax.Array:
+    def penalized(self, logits: jax.Array, seen: jax.Array) -> jax.Array:
         """Logits `[V]`, with those of tokens in `seen`, bool `[V]`, made less likely."""
         if self.repetition_penalty is None:
             return logits
         penalty = self.repetition_penalty
         return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
-    def kept(self, logits) -> jax.Array:
+    def kept(self, logits: jax.Array) -> jax.Array:
         """Which tokens may be drawn, bool `[V]`, given their logits `[V]` divided by the temperature."""
         keep = jnp.ones(logits.shape, bool)
         if self.top_k is not None:
@@ -75,11 +75,11 @@ class Sampling:
             keep &= share >= self.min_p * share.max()
         return keep
 
-    def draw(self, logits, seen, rng) -> jax.Array:
+    def draw(self, logits: jax.Array, seen: jax.Array, rng: jax.Array) -> jax.Array:
         """A token, given logits `[V]` and which tokens the text holds, bool `[V]`."""
         logits = self.penalized(logits, seen) / self.temperature
         return jax.random.categorical(rng, jnp.where(self.kept(logits), logits, -jnp.inf))
 
-    def likeliest(self, logits, seen) -> jax.Array:
+    def likeliest(self, logits: jax.Array, seen: jax.Array) -> jax.Array:
         """The token at temperature 0."""
         return jnp.argmax(self.penalized(logits, seen))

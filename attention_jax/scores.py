@@ -9,18 +9,25 @@
 the arrays a score holds, and to those a function has captured.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from attention_jax.arguments import positions_alike, static_int
 from attention_jax.checks import check_bias, check_mask_shape
 from attention_jax.mask_rules import check_offset
-from attention_jax.mask_tree import Mask, as_mask, check_placed
+from attention_jax.mask_tree import Mask, Node, as_mask, check_placed
+
+if TYPE_CHECKING:
+    from attention_jax.typing import Integers, MaskLike, ScoreLike
 
 
 class Score:
@@ -49,7 +56,7 @@ class Score:
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `ValueError` if this score is not one for logits of `shape`, `[*B, N, T, S]`."""
 
-    def place(self, query_positions, key_positions) -> "Score":
+    def place(self, query_positions: Integers, key_positions: Integers) -> Score:
         """The same score for queries and keys that stand elsewhere.
 
         Args:
@@ -66,14 +73,14 @@ class Score:
         """
         return PlacedScore(self, *positions_alike(query_positions, key_positions))
 
-    def __rshift__(self, other) -> "Score":
+    def __rshift__(self, other: ScoreLike) -> Score:
         return Then(self, as_score(other))
 
-    def __rrshift__(self, other) -> "Score":
+    def __rrshift__(self, other: ScoreLike) -> Score:
         return Then(as_score(other), self)
 
 
-def check_score(score, shape: tuple[int, ...]) -> Score | None:
+def check_score(score: ScoreLike | None, shape: tuple[int, ...]) -> Score | None:
     """A score (or function, or None) as a `Score` for logits of `shape`, `[*B, N, T, S]`."""
     if score is None:
         return None
@@ -82,7 +89,9 @@ def check_score(score, shape: tuple[int, ...]) -> Score | None:
     return score
 
 
-def check_rules(mask, score, shape: tuple[int, ...]) -> tuple[Mask | None, Score | None]:
+def check_rules(
+    mask: MaskLike | None, score: ScoreLike | None, shape: tuple[int, ...]
+) -> tuple[Mask | None, Score | None]:
     """A mask (or bool array, or None) and a score (or function, or None) for logits of `shape`, `[*B, N, T, S]`."""
     mask = None if mask is None else as_mask(mask)
     score = check_score(score, shape)
@@ -91,12 +100,14 @@ def check_rules(mask, score, shape: tuple[int, ...]) -> tuple[Mask | None, Score
     return mask, score
 
 
-def apply_score(score: Score | None, head, rows, columns, logits) -> jax.Array:
+def apply_score(
+    score: Score | None, head: jax.Array, rows: jax.Array, columns: jax.Array, logits: jax.Array
+) -> jax.Array:
     """One head's logits as `score` changes them."""
     return logits if score is None else score.apply(logits, head, rows, columns)
 
 
-def bias(array) -> Score:
+def bias(array: ArrayLike) -> Score:
     """An array added to the logits.
 
     Args:
@@ -114,7 +125,7 @@ def bias(array) -> Score:
     return Bias(jnp.asarray(array))
 
 
-def alibi(slopes, *, offset: int | None = None) -> Score:
+def alibi(slopes: ArrayLike, *, offset: int | None = None) -> Score:
     """A penalty for distance, `-slope * abs(t + offset - s)` (Press et al. 2021, arXiv:2108.12409).
 
     Args:
@@ -132,7 +143,9 @@ def alibi(slopes, *, offset: int | None = None) -> Score:
     return Alibi(jnp.asarray(slopes), _offset("alibi(offset=)", offset))
 
 
-def relative_bias(table, *, bidirectional: bool = False, max_distance: int = 128, offset: int | None = None) -> Score:
+def relative_bias(
+    table: ArrayLike, *, bidirectional: bool = False, max_distance: int = 128, offset: int | None = None
+) -> Score:
     """A learned bias for each bucket of distances (T5; Raffel et al. 2019, arXiv:1910.10683, section 2.1).
 
     Args:
@@ -154,7 +167,7 @@ def relative_bias(table, *, bidirectional: bool = False, max_distance: int = 128
     return RelativeBias(jnp.asarray(table), bidirectional, max_distance, _offset("relative_bias(offset=)", offset))
 
 
-def relative_bucket(distance, buckets: int, max_distance: int, *, bidirectional: bool) -> jax.Array:
+def relative_bucket(distance: jax.Array, buckets: int, max_distance: int, *, bidirectional: bool) -> jax.Array:
     """T5's bucket of each distance s - t: one for each small distance, then ever wider ones, growing by a ratio.
 
     >>> relative_bucket(jnp.array([0, -1, -7, -20, -500, 3]), 32, 128, bidirectional=False).tolist()
@@ -173,7 +186,7 @@ def relative_bucket(distance, buckets: int, max_distance: int, *, bidirectional:
     return first + jnp.where(distance < exact, distance, jnp.minimum(wide, buckets - 1))
 
 
-def soft_cap(cap) -> Score:
+def soft_cap(cap: ArrayLike) -> Score:
     """Logits bounded smoothly to -cap .. cap, as cap * tanh(logit / cap) (Gemma 2, arXiv:2408.00118).
 
     Args:
@@ -193,7 +206,7 @@ def soft_cap(cap) -> Score:
     return SoftCap(cap)
 
 
-def add_sinks(output, lse, sinks) -> tuple[jax.Array, jax.Array]:
+def add_sinks(output: jax.Array, lse: jax.Array, sinks: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Attention with a learned sink in each head: a key of its own that takes weight and gives no value.
 
     Attention sinks (arXiv:2309.17453) as gpt-oss has them: the softmax runs over the logits and one more.
@@ -247,11 +260,11 @@ def score_from_function(fn: Callable) -> Score:
     return as_score(fn)
 
 
-def _offset(name, offset):
+def _offset(name: str, offset: int | None) -> int | None:
     return offset if offset is None else static_int(name, offset)
 
 
-def as_score(score) -> Score:
+def as_score(score: ScoreLike) -> Score:
     """A `Score` as it is, or one made of a function."""
     if isinstance(score, Score):
         return score
@@ -263,7 +276,8 @@ def as_score(score) -> Score:
     )
 
 
-def _node(cls):
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(field,))
+def _node(cls: type[Node]) -> type[Node]:
     return jax.tree_util.register_dataclass(dataclass(frozen=True, eq=False)(cls))
 
 
@@ -271,13 +285,13 @@ def _node(cls):
 class Bias(Score):
     array: jax.Array
 
-    def apply(self, logits, head, rows, columns):
+    def apply(self, logits: jax.Array, head: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         return logits + self.array.astype(logits.dtype)
 
-    def axes(self):
+    def axes(self) -> list[str]:
         return ["*nts" if self.array.ndim > 2 else "ts"]
 
-    def check(self, shape):
+    def check(self, shape: tuple[int, ...]) -> None:
         check_bias(self.array, shape)
 
 
@@ -286,14 +300,14 @@ class Alibi(Score):
     slopes: jax.Array
     offset: int | None = field(metadata={"static": True})
 
-    def apply(self, logits, head, rows, columns):
+    def apply(self, logits: jax.Array, head: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         distance = jnp.abs(rows[:, None] + (self.offset or 0) - columns[None, :])
         return logits - self.slopes.astype(logits.dtype) * distance.astype(logits.dtype)
 
-    def axes(self):
+    def axes(self) -> list[str]:
         return ["n"]
 
-    def check(self, shape):
+    def check(self, shape: tuple[int, ...]) -> None:
         check_offset("alibi()", self.offset, *shape[-2:])
         if self.slopes.shape != shape[-3:-2]:
             raise ValueError(f"alibi() has slopes {self.slopes.shape}, expected one a head, {shape[-3:-2]}")
@@ -306,15 +320,15 @@ class RelativeBias(Score):
     max_distance: int = field(metadata={"static": True})
     offset: int | None = field(metadata={"static": True})
 
-    def apply(self, logits, head, rows, columns):
+    def apply(self, logits: jax.Array, head: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         distance = columns[None, :] - rows[:, None] - (self.offset or 0)
         bucket = relative_bucket(distance, self.table.shape[0], self.max_distance, bidirectional=self.bidirectional)
         return logits + self.table.astype(logits.dtype)[bucket]
 
-    def axes(self):
+    def axes(self) -> list[str]:
         return [".n"]
 
-    def check(self, shape):
+    def check(self, shape: tuple[int, ...]) -> None:
         check_offset("relative_bias()", self.offset, *shape[-2:])
         if self.table.ndim != 2 or self.table.shape[1] != shape[-3]:
             raise ValueError(
@@ -327,13 +341,13 @@ class RelativeBias(Score):
 
 @_node
 class SoftCap(Score):
-    cap: jax.Array
+    cap: jax.Array | np.ndarray
 
-    def apply(self, logits, head, rows, columns):
+    def apply(self, logits: jax.Array, head: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         cap = jnp.asarray(self.cap, logits.dtype)
         return cap * jnp.tanh(logits / cap)
 
-    def axes(self):
+    def axes(self) -> list[str]:
         return [""]
 
 
@@ -342,14 +356,14 @@ class ScoreFunction(Score):
     fn: Callable = field(metadata={"static": True})
     captured: tuple[jax.Array, ...] = ()  # arrays that `fn` is called with first
 
-    def apply(self, logits, head, rows, columns):
+    def apply(self, logits: jax.Array, head: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         changed = jnp.asarray(self.fn(*self.captured, logits, head, rows[:, None], columns[None, :]))
         sizes = zip(changed.shape[::-1], logits.shape[::-1], strict=False)
         if changed.ndim > 2 or any(size not in (1, wanted) for size, wanted in sizes):
             raise ValueError(f"the score function made {changed.shape} of logits {logits.shape}")
         return jnp.broadcast_to(changed, logits.shape).astype(logits.dtype)
 
-    def axes(self):
+    def axes(self) -> list[str]:
         return ["." * array.ndim for array in self.captured]
 
 
@@ -358,13 +372,13 @@ class Then(Score):
     first: Score
     second: Score
 
-    def apply(self, logits, head, rows, columns):
+    def apply(self, logits: jax.Array, head: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         return self.second.apply(self.first.apply(logits, head, rows, columns), head, rows, columns)
 
-    def axes(self):
+    def axes(self) -> list[str]:
         return self.first.axes() + self.second.axes()
 
-    def check(self, shape):
+    def check(self, shape: tuple[int, ...]) -> None:
         self.first.check(shape)
         self.second.check(shape)
 
@@ -375,13 +389,13 @@ class PlacedScore(Score):
     query_positions: jax.Array
     key_positions: jax.Array
 
-    def apply(self, logits, head, rows, columns):
+    def apply(self, logits: jax.Array, head: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         return self.score.apply(logits, head, self.query_positions, self.key_positions)
 
-    def axes(self):
+    def axes(self) -> list[str]:
         return [*self.score.axes(), "*t", "*s"]
 
-    def check(self, shape):
+    def check(self, shape: tuple[int, ...]) -> None:
         T, S = shape[-2:]
         sizes = self.query_positions.shape[-1], self.key_positions.shape[-1]
         check_placed(type(self.score).__name__, self.score.axes(), *sizes, T, S)

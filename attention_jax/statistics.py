@@ -5,11 +5,15 @@ so each of these numbers a sum over blocks, taken in a pass of its own that leav
 differentiated, all but the top keys and their weights.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import PrecisionLike
+from jax.typing import ArrayLike
 
 from attention_jax.arguments import static_int
 from attention_jax.block_fold import Fold
@@ -20,6 +24,7 @@ from attention_jax.checks import check_many_heads
 from attention_jax.dispatch import placed
 from attention_jax.scores import check_rules
 from attention_jax.softmax import AttentionRule
+from attention_jax.typing import MaskLike, Positions, ScoreLike
 
 
 class AttentionStatistics(NamedTuple):
@@ -52,9 +57,18 @@ class AttentionStatistics(NamedTuple):
 
 
 def attention_statistics(
-    query, key, *, mask=None, score=None, positions=None, scale=None, precision=None, tokens=None, top_k: int = 4,
-    lse=None,
-) -> AttentionStatistics:  # fmt: skip
+    query: ArrayLike,
+    key: ArrayLike,
+    *,
+    mask: MaskLike | None = None,
+    score: ScoreLike | None = None,
+    positions: Positions | None = None,
+    scale: ArrayLike | None = None,
+    precision: PrecisionLike = None,
+    tokens: ArrayLike | None = None,
+    top_k: int = 4,
+    lse: ArrayLike | None = None,
+) -> AttentionStatistics:
     """What `attention_weights` of the same arguments would say, at any length.
 
     Args:

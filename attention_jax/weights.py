@@ -1,9 +1,14 @@
 """The weights themselves: for looking at, and only those asked for."""
 
+from __future__ import annotations
+
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.lax import PrecisionLike
+from jax.typing import ArrayLike
 
 from attention_jax.axes import cut, cut_leaves, map_heads
 from attention_jax.checks import (
@@ -17,10 +22,20 @@ from attention_jax.checks import (
 from attention_jax.dot_product import head_weights
 from attention_jax.mask_tree import as_mask
 from attention_jax.scores import apply_score, check_score
+from attention_jax.typing import Integers, MaskLike, ScoreLike
 
 
 def attention_weights(
-    query, key, *, mask=None, bias=None, score=None, scale=None, precision=None, rows=None, heads=None
+    query: ArrayLike,
+    key: ArrayLike,
+    *,
+    mask: MaskLike | None = None,
+    bias: ArrayLike | None = None,
+    score: ScoreLike | None = None,
+    scale: ArrayLike | None = None,
+    precision: PrecisionLike = None,
+    rows: Integers | None = None,
+    heads: Integers | None = None,
 ) -> jax.Array:
     """How much each query attends to each key: softmax(score(scale * query . key + bias)) over the keys it may see.
 
@@ -63,7 +78,7 @@ def attention_weights(
     *batch, T, N, H = query.shape
     S, K = key.shape[-3:-1]
     shape = (*batch, N, T, S)
-    options = {"scale": check_scale(scale, H), "precision": precision}
+    options: dict[str, Any] = {"scale": check_scale(scale, H), "precision": precision}
     rows, heads, columns = check_indices("rows", rows, T), check_indices("heads", heads, N), jnp.arange(S)
 
     visible, score = None if mask is None else as_mask(mask), check_score(score, shape)
@@ -74,7 +89,14 @@ def attention_weights(
     bias = None if bias is None else cut(check_bias(bias, shape), "*nts", t=rows, n=heads)
     arrays, tree = jax.tree.flatten(None if score is None else cut_leaves(score, t=rows, n=heads))
 
-    def one_head(query, key, visible, bias, head, *arrays):
+    def one_head(
+        query: jax.Array,
+        key: jax.Array,
+        visible: jax.Array | None,
+        bias: jax.Array | None,
+        head: jax.Array,
+        *arrays: jax.Array,
+    ) -> jax.Array:
         change = partial(apply_score, jax.tree.unflatten(tree, arrays), head, rows, columns)
         weights, _, _, poisoned = head_weights(query, key, visible, bias, change, **options)
         return jnp.where(poisoned, jnp.nan, weights).astype(query.dtype)

@@ -20,6 +20,10 @@ html_static_path, html_css_files = ["static"], ["site.css"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "site_extension"]
 
 default_role = "name"  # of `backquoted` words in docstrings: see site_extension
+autodoc_type_aliases = {
+    name: f"attention_jax.typing.{name}" for name in ("MaskLike", "ScoreLike", "Integers", "Positions")
+}
+autodoc_type_aliases |= {"ArrayLike": "jax.typing.ArrayLike", "PrecisionLike": "jax.lax.PrecisionLike"}
 autodoc_member_order = "bysource"
 add_module_names = False
 python_maximum_signature_line_length = 100

@@ -1,5 +1,7 @@
 """cuDNN's fused attention on NVIDIA GPUs, by way of `jax.nn.dot_product_attention`."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -7,9 +9,9 @@ from attention_jax.backends.kernel import Kernel, Options
 from attention_jax.backends.translation import CAUSAL, CAUSAL_WINDOW, LENGTHS, band
 
 
-def attend(query, key, value, options: Options, *, implementation: str = "cudnn") -> jax.Array:
+def attend(query, key, value, options: Options, *, implementation: Literal["cudnn", "xla"] = "cudnn") -> jax.Array:
     """See `Kernel.attend`."""
-    low, high = band(options.mask.rule)
+    low, high = band(options.mask.rule)  # type: ignore[misc]
     return jax.nn.dot_product_attention(
         query,
         key,

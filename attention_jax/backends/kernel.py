@@ -137,7 +137,7 @@ class Kernel:
         rules = check_rules(request.mask, request.score, (*batch, N, T, request.key.shape[-3]))
         leaves, tree = jax.tree.flatten(rules)
         scale = float(check_scale(request.scale, request.query.shape[-1]))
-        soft_cap = float(request.score.cap) if translation.score_kind(request.score) == translation.SOFT_CAP else None
+        soft_cap = float(request.score.cap) if translation.score_kind(request.score) == translation.SOFT_CAP else None  # type: ignore[union-attr]
         fast = ByKernel(self, tree, soft_cap, scale, request.precision, platform_of(request.query))
         slow = ByBlocks(tree, scale, request.precision)
         shape = (*request.query.shape[:-1], request.value.shape[-1])
@@ -200,7 +200,7 @@ def device_of(array: jax.Array) -> jax.Device:
     """Where it lies; while tracing, where JAX would compute."""
     if not isinstance(array, jax.core.Tracer):
         return next(iter(array.devices()))
-    device = jax.config.jax_default_device or jax.devices()[0]
+    device = jax.config.jax_default_device or jax.devices()[0]  # type: ignore[attr-defined]
     return jax.devices(device)[0] if isinstance(device, str) else device
 
 

@@ -33,7 +33,7 @@ def attend(query, key, value, options: Options) -> jax.Array:
     (t, rows), (s, columns) = _blocks(T), _blocks(S)
     names = ("block_q", "block_q_dkv", "block_q_dq"), ("block_kv", "block_kv_compute", "block_kv_dkv")
     names = names[0], (*names[1], "block_kv_dkv_compute", "block_kv_dq")
-    sizes = splash_attention.BlockSizes(**dict.fromkeys(names[0], t), **dict.fromkeys(names[1], s))
+    sizes = splash_attention.BlockSizes(**dict.fromkeys(names[0], t), **dict.fromkeys(names[1], s))  # type: ignore[arg-type]
     kernel = splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([_mask(options.mask, (T, S), (rows, columns))] * N),
         block_sizes=sizes,
@@ -72,7 +72,7 @@ def _mask(mask: MaskParts, shape: tuple[int, int], padded: tuple[int, int]):
     if bounds == (None, None):
         return splash_attention.FullMask(padded)
     if low is None:
-        return splash_attention.CausalMask(padded, high)
+        return splash_attention.CausalMask(padded, high)  # type: ignore[arg-type]
     return splash_attention.LocalMask(padded, (-low, high), 0)
 
 

@@ -21,7 +21,7 @@ class StandIn(Operation):
 
     fast: Callable
     slow: Callable
-    outputs: tuple[jax.ShapeDtypeStruct]
+    outputs: tuple[jax.ShapeDtypeStruct, ...]
 
     def run(self, *operands):
         return [_if_finite(self.fast, self.slow, *operands)]

@@ -15,7 +15,7 @@ def attend(query, key, value, options: Options) -> jax.Array:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])  # it would read the command line, which is not its own
-    low, high = band(options.mask.rule)
+    low, high = band(options.mask.rule)  # type: ignore[misc]
     with jax.numpy_rank_promotion("allow"):  # which it needs within
         return tokamax.dot_product_attention(
             query,

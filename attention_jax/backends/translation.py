@@ -47,7 +47,7 @@ def band(rule: Mask | None) -> tuple[int | None, int | None] | None:
     if isinstance(rule, Window):
         return (rule.offset or 0) - rule.left, (rule.offset or 0) + rule.right
     if isinstance(rule, And) and (sides := (band(rule.left), band(rule.right))) and None not in sides:
-        low, high = ([bound for bound in bounds if bound is not None] for bounds in zip(*sides, strict=True))
+        low, high = ([bound for bound in bounds if bound is not None] for bounds in zip(*sides, strict=True))  # type: ignore[arg-type]
         return max(low, default=None), min(high, default=None)
     return None
 
@@ -154,5 +154,5 @@ def _is_static(mask: Mask) -> bool:
         return not mask.captured and not jax.make_jaxpr(mask.fn)(position, position).consts
     if jax.tree.leaves(mask):
         return False
-    children = (getattr(mask, field.name) for field in fields(mask))
+    children = (getattr(mask, field.name) for field in fields(mask))  # type: ignore[arg-type]
     return all(_is_static(child) for child in children if isinstance(child, Mask))

@@ -30,7 +30,7 @@ def some_mask(blind: int | None = 3):
 @contextlib.contextmanager
 def float64():
     """float64 for the length of a `with` block."""
-    before = jax.config.jax_enable_x64
+    before = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     jax.config.update("jax_enable_x64", True)
     try:
         yield

@@ -1,7 +1,10 @@
 """Attention as Flax NNX modules: one head, many heads, and the textbook's way from one to the other."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from attention_jax.dispatch import attention
 from attention_jax.dot_product import merge_heads
 from attention_jax.modules.feed_forward import Dropout, Linear
 from attention_jax.projections import project_fused, project_separate
+from attention_jax.typing import MaskLike
 
 ModuleList = getattr(nnx, "List", list)  # Flax 0.12 wants nnx.List, which 0.11 does not have
 
@@ -36,12 +40,32 @@ class SingleHeadAttention(nnx.Module):
 
     def __init__(
         self, embed_dim: int, head_dim: int, *, use_bias: bool = True, dropout_rate: float = 0.0, rngs: nnx.Rngs
-    ):
+    ) -> None:
         linear = partial(Linear, embed_dim, head_dim, axes=("embed", "head_dim"), use_bias=use_bias, rngs=rngs)
         self.query, self.key, self.value = linear(), linear(), linear()
         self.dropout_rate = Dropout(dropout_rate).rate
 
-    def __call__(self, x, context=None, *, mask=None, rngs: nnx.Rngs | None = None, return_weights: bool = False):
+    @overload
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, *, mask: MaskLike | None = None,
+        rngs: nnx.Rngs | None = None, return_weights: Literal[False] = False,
+    ) -> jax.Array: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, *, mask: MaskLike | None = None,
+        rngs: nnx.Rngs | None = None, return_weights: Literal[True],
+    ) -> tuple[jax.Array, jax.Array]: ...  # fmt: skip
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        *,
+        mask: MaskLike | None = None,
+        rngs: nnx.Rngs | None = None,
+        return_weights: bool = False,
+    ) -> Any:
         """Each position of `x` attends to `context`, or to `x` itself.
 
         Args:
@@ -62,7 +86,7 @@ class SingleHeadAttention(nnx.Module):
             return output, recover_weights(attention, query, key, mask)[..., 0, :, :]
         return output
 
-    def _projections(self, x, context):
+    def _projections(self, x: jax.Array, context: jax.Array) -> tuple[tuple[Linear, jax.Array], ...]:
         return (self.query, x), (self.key, context), (self.value, context)
 
 
@@ -86,16 +110,16 @@ class ConcatenatedHeads(nnx.Module):
     True
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, embed_dim: int, num_heads: int, *, rngs: nnx.Rngs) -> None:
         head_dim = _head_dim(embed_dim, num_heads)
         self.heads = ModuleList([SingleHeadAttention(embed_dim, head_dim, rngs=rngs) for _ in range(num_heads)])
         self.out = Linear(embed_dim, embed_dim, axes=("heads", "embed"), rngs=rngs)
 
-    def __call__(self, x, context=None, *, mask=None) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array | None = None, *, mask: MaskLike | None = None) -> jax.Array:
         """`[*B, T, D]` (and `[*B, S, D]`) -> `[*B, T, D]`."""
         return self.out(jnp.concatenate([head(x, context, mask=mask) for head in self.heads], axis=-1))
 
-    def to_multi_head(self) -> "MultiHeadAttention":
+    def to_multi_head(self) -> MultiHeadAttention:
         """A `MultiHeadAttention` of the same function: the heads' kernels side by side."""
         D = self.out.in_features
         attention = MultiHeadAttention(D, len(self.heads), rngs=nnx.Rngs(0))
@@ -147,7 +171,7 @@ class MultiHeadAttention(nnx.Module):
         qk_norm: bool = False,
         attention_fn: Callable[..., jax.Array] = attention,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         H = _head_dim(embed_dim, num_heads)
         self.num_heads, self.num_kv_heads = num_heads, num_heads if num_kv_heads is None else num_kv_heads
         if self.num_kv_heads < 1 or num_heads % self.num_kv_heads:
@@ -167,17 +191,37 @@ class MultiHeadAttention(nnx.Module):
         self.rotary = rotary
         self.attention_fn = attention_fn
 
+    @overload
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, *, mask: MaskLike | None = None,
+        positions: jax.Array | None = None, cache: None = None, rngs: nnx.Rngs | None = None,
+        return_weights: Literal[False] = False,
+    ) -> jax.Array: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, *, mask: MaskLike | None = None,
+        positions: jax.Array | None = None, cache: None = None, rngs: nnx.Rngs | None = None,
+        return_weights: Literal[True],
+    ) -> tuple[jax.Array, jax.Array]: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, x: jax.Array, *, mask: MaskLike | None = None, positions: jax.Array | None = None, cache: KVCache,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[jax.Array, KVCache]: ...  # fmt: skip
+
     def __call__(
         self,
-        x,
-        context=None,
+        x: jax.Array,
+        context: jax.Array | None = None,
         *,
-        mask=None,
-        positions=None,
+        mask: MaskLike | None = None,
+        positions: jax.Array | None = None,
         cache: KVCache | None = None,
         rngs: nnx.Rngs | None = None,
         return_weights: bool = False,
-    ):
+    ) -> Any:
         """Each position of `x` attends to `context`, or to `x` itself and to what a cache holds.
 
         Args:
@@ -201,7 +245,7 @@ class MultiHeadAttention(nnx.Module):
         """
         query, key, value = self._project(x, context)
         if self.query_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
+            query, key = self.query_norm(query), self.key_norm(key)  # type: ignore[misc]
         T, placed = x.shape[-2], {}
         if self.rotary is not None:
             if positions is None:
@@ -225,7 +269,7 @@ class MultiHeadAttention(nnx.Module):
             return output, recover_weights(self.attention_fn, query, key, mask)
         return output
 
-    def empty_cache(self, capacity: int, **options) -> KVCache:
+    def empty_cache(self, capacity: int, **options: Any) -> KVCache:
         """A `KVCache` for this module's keys and values, in the dtype of its parameters; `**options` as for
         `KVCache.empty`: `batch`, `padding`, `ring`.
 
@@ -240,8 +284,8 @@ class MultiHeadAttention(nnx.Module):
         H, dtype = self.out.in_features // self.num_heads, self.out.kernel[...].dtype
         return KVCache.empty(capacity, self.num_kv_heads, H, dtype=dtype, **options)
 
-    def _project(self, x, context):
-        heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads}
+    def _project(self, x: jax.Array, context: jax.Array | None) -> tuple[jax.Array, ...]:
+        heads: dict[str, Any] = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads}
         if self.fused:
             if context is not None:
                 raise ValueError("a fused projection makes query, key and value of one input: build with fused=False")
@@ -250,7 +294,9 @@ class MultiHeadAttention(nnx.Module):
         return project_separate(x, x if context is None else context, kernels, biases, **heads)
 
 
-def recover_weights(attention_fn, query, key, mask) -> jax.Array:
+def recover_weights(
+    attention_fn: Callable[..., jax.Array], query: jax.Array, key: jax.Array, mask: MaskLike | None
+) -> jax.Array:
     """The weights `[*B, N, T, S]` of any `attention_fn`: attention is linear in the value, and these are what it makes
     of the identity."""
     attention_fn = getattr(attention_fn, "watched", attention_fn)  # this is no call to be noted: see `inspection`
@@ -269,11 +315,11 @@ def recover_weights(attention_fn, query, key, mask) -> jax.Array:
         ) from error
 
 
-def _dropout_arguments(rate: float, rngs: nnx.Rngs | None) -> dict:
+def _dropout_arguments(rate: float, rngs: nnx.Rngs | None) -> dict[str, Any]:
     return {"dropout_rate": rate, "dropout_rng": rngs.dropout()} if rate and rngs is not None else {}
 
 
-def _weights_of(linear: nnx.Linear):
+def _weights_of(linear: nnx.Linear) -> tuple[jax.Array, jax.Array | None]:
     return linear.kernel[...], None if linear.bias is None else linear.bias[...]
 
 

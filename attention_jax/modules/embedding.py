@@ -21,11 +21,11 @@ class LearnedPositions(nnx.Module):
     (5, 8)
     """
 
-    def __init__(self, context_length: int, embed_dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, context_length: int, embed_dim: int, *, rngs: nnx.Rngs) -> None:
         init = nnx.initializers.normal(0.02)
         self.table = nnx.Param(init(rngs.params(), (context_length, embed_dim)), axes=("position", "embed"))
 
-    def __call__(self, positions) -> jax.Array:
+    def __call__(self, positions: int | jax.Array) -> jax.Array:
         """The embeddings of the first so many positions, `[T, D]`, or of integers `[*B, T]`, `[*B, T, D]`: see
         `learned_positions`."""
         return learned_positions(self.table[...], positions)
@@ -46,10 +46,10 @@ class SinusoidalPositions(nnx.Module):
     (20, 8)
     """
 
-    def __init__(self, context_length: int, embed_dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, context_length: int, embed_dim: int, *, rngs: nnx.Rngs) -> None:
         del context_length, rngs
         self.embed_dim = embed_dim
 
-    def __call__(self, positions) -> jax.Array:
+    def __call__(self, positions: int | jax.Array) -> jax.Array:
         """The embeddings of the first so many positions, `[T, D]`, or of integers `[*B, T]`, `[*B, T, D]`."""
         return sinusoidal_positions(positions, self.embed_dim)

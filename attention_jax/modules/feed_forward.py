@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +24,22 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 class Linear(nnx.Linear):
     """`nnx.Linear` that multiplies all positions in one matrix product, and whose kernel's axes have names."""
 
-    def __init__(self, in_features: int, out_features: int, *, axes: tuple[str, str], **options):
+    def __init__(self, in_features: int, out_features: int, *, axes: tuple[str, str], **options: Any) -> None:
         super().__init__(in_features, out_features, **options)
         self.kernel = nnx.Param(self.kernel[...], axes=axes)
         self.bias = None if self.bias is None else nnx.Param(self.bias[...], axes=axes[1:])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         return project(x, self.kernel[...], None if self.bias is None else self.bias[...])
 
 
 class Dropout(nnx.Dropout):
     """`nnx.Dropout` that acts if the call is given `rngs`, and refuses a rate outside [0, 1) when it is built."""
 
-    def __init__(self, rate: float):
+    def __init__(self, rate: float) -> None:
         super().__init__(check_dropout_rate(rate))
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:  # type: ignore[override]
         return super().__call__(x, deterministic=rngs is None, rngs=rngs)
 
 
@@ -69,7 +70,7 @@ class FeedForward(nnx.Module):
         use_bias: bool = True,
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         hidden_dim = 4 * embed_dim if hidden_dim is None else hidden_dim
         options = {"use_bias": use_bias, "rngs": rngs}
         self.up = Linear(embed_dim, hidden_dim, axes=("embed", "mlp"), **options)
@@ -107,7 +108,7 @@ class SwiGLU(nnx.Module):
         use_bias: bool = False,
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         hidden_dim = 8 * embed_dim // 3 if hidden_dim is None else hidden_dim
         options = {"use_bias": use_bias, "rngs": rngs}
         self.gate = Linear(embed_dim, hidden_dim, axes=("embed", "mlp"), **options)

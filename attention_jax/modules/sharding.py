@@ -132,18 +132,18 @@ def shard(module: nnx.Module, mesh: Mesh, rules: Rules) -> None:
     ('data', 'model')
     """
 
-    def place(variable):
+    def place(variable: nnx.Variable) -> nnx.Variable:
         spec = partition_spec(variable.get_metadata().get("axes"), variable[...].shape, mesh, rules)
         return variable.replace(jax.device_put(variable[...], NamedSharding(mesh, spec)))
 
     nnx.update(module, jax.tree.map(place, _params(module), is_leaf=_is_variable))
 
 
-def _params(module) -> nnx.State:
+def _params(module: nnx.Module) -> nnx.State:
     if not isinstance(module, nnx.Module):
         raise TypeError(f"module must be an nnx.Module, whose parameters name their axes, got {type(module).__name__}")
     return nnx.state(module, nnx.Param)
 
 
-def _is_variable(leaf) -> bool:
+def _is_variable(leaf: object) -> bool:
     return isinstance(leaf, nnx.Variable)

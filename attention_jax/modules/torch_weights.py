@@ -11,6 +11,7 @@ value one after the other.
 
 import re
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,10 +37,11 @@ _NAMES = {
 }
 _KINDS = {"weight": "weight", "scale": "weight", "bias": "bias", "shift": "bias"}
 _BUFFERS = re.compile(r"(^|\.)(\w*mask|tril|triu|inv_freq)$")
+Module = TypeVar("Module", bound=nnx.Module)
 _Layers = dict[str, dict[str, np.ndarray]]
 
 
-def from_torch(module, state_dict: Mapping):
+def from_torch(module: Module, state_dict: Mapping[str, Any]) -> Module:
     """Copy a PyTorch state dict into an attention module or a transformer block.
 
     Args:
@@ -89,7 +91,7 @@ def from_torch(module, state_dict: Mapping):
     return module
 
 
-def to_torch(module, state_dict: Mapping) -> dict:
+def to_torch(module: nnx.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The weights of a module under the names, and in the shapes, of a PyTorch state dict.
 
     Args:
@@ -113,7 +115,7 @@ def to_torch(module, state_dict: Mapping) -> dict:
         for layer, params in _ours(module).items()
     }
     places = _match(state_dict)
-    wanted: dict[str, dict] = {}
+    wanted: dict[str, dict[str, str]] = {}
     for name, (layer, kind) in places.items():
         wanted.setdefault(layer, {})[kind] = name
     ours = _regroup(ours, wanted)
@@ -131,7 +133,7 @@ def to_torch(module, state_dict: Mapping) -> dict:
     return filled
 
 
-def _match(state_dict: Mapping) -> dict[str, tuple[str, str]]:
+def _match(state_dict: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """For each name: our layer, and "weight" or "bias"."""
     places: dict[str, tuple[str, str]] = {}
     for name, array in state_dict.items():
@@ -150,7 +152,7 @@ def _match(state_dict: Mapping) -> dict[str, tuple[str, str]]:
     return places
 
 
-def _ours(module) -> dict[str, dict[str, nnx.Param]]:
+def _ours(module: nnx.Module) -> dict[str, dict[str, nnx.Param]]:
     """The module's layers by the names of `_NAMES`, each with its weight and its bias, if any."""
     if isinstance(module, TransformerBlock):
         layers = {**_attention_layers(module.attention), "norm1": module.norm1, "norm2": module.norm2}
@@ -167,12 +169,12 @@ def _ours(module) -> dict[str, dict[str, nnx.Param]]:
     return {name: {kind: param for kind, param in both.items() if param is not None} for name, both in params.items()}
 
 
-def _attention_layers(attention) -> dict[str, nnx.Module]:
+def _attention_layers(attention: nnx.Module) -> dict[str, Any]:
     names = ("query", "key", "value", "qkv", "out", "query_norm", "key_norm")
     return {name: getattr(attention, name) for name in names if getattr(attention, name, None) is not None}
 
 
-def _regroup(layers: _Layers, wanted: Mapping) -> _Layers:
+def _regroup(layers: _Layers, wanted: Mapping[str, Any]) -> _Layers:
     """`layers` with the query, key and value of `[out, in]` kernels fused, or taken apart, as `wanted` has them."""
     layers, parts = dict(layers), ("query", "key", "value")
     if "qkv" in wanted and all(part in layers for part in parts):
@@ -193,13 +195,13 @@ def _is_kernel(layer: str, kind: str) -> bool:
     return kind == "weight" and "norm" not in layer
 
 
-def _to_numpy(array) -> np.ndarray:
+def _to_numpy(array: Any) -> np.ndarray:
     if hasattr(array, "detach"):
         array = array.detach().cpu()
         array = array.float() if "bfloat16" in str(array.dtype) else array
     return np.asarray(array)
 
 
-def _torch_layout(layer: str, kind: str, param) -> np.ndarray:
+def _torch_layout(layer: str, kind: str, param: nnx.Param) -> np.ndarray:
     array = np.asarray(param[...])
     return array.T if _is_kernel(layer, kind) else array

@@ -1,10 +1,14 @@
 """A transformer block, and a decoder-only language model made of them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from attention_jax.cache import KVCache, counted
@@ -15,8 +19,11 @@ from attention_jax.modules.attention import ModuleList, MultiHeadAttention
 from attention_jax.modules.embedding import LearnedPositions
 from attention_jax.modules.feed_forward import FeedForward, Linear
 from attention_jax.projections import project
+from attention_jax.typing import MaskLike
 
 LayerNorm = partial(nnx.LayerNorm, epsilon=1e-5)
+
+LayerCaches = list[KVCache] | KVCache
 
 
 class TransformerBlock(nnx.Module):
@@ -49,14 +56,14 @@ class TransformerBlock(nnx.Module):
         norm: Callable[..., nnx.Module] = LayerNorm,
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         self.embed_dim = embed_dim
         self.norm1 = norm(embed_dim, rngs=rngs)
-        self.attention = attention(embed_dim, num_heads, dropout_rate=dropout_rate, rngs=rngs)
+        self.attention: Any = attention(embed_dim, num_heads, dropout_rate=dropout_rate, rngs=rngs)
         self.norm2 = norm(embed_dim, rngs=rngs)
-        self.feed_forward = feed_forward(embed_dim, dropout_rate=dropout_rate, rngs=rngs)
+        self.feed_forward: Any = feed_forward(embed_dim, dropout_rate=dropout_rate, rngs=rngs)
 
-    def __call__(self, x, *, rngs: nnx.Rngs | None = None, **options):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None, **options: Any) -> Any:
         """`[*B, T, D]` -> `[*B, T, D]`; `rngs` and `**options`, and what is returned for them, as in
         `MultiHeadAttention`."""
         if x.shape[-1] != self.embed_dim:
@@ -111,22 +118,48 @@ class TransformerLM(nnx.Module):
         scan: bool = False,
         remat: bool = False,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         self.tokens = nnx.Embed(vocab_size, embed_dim, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
         self.tokens.embedding = nnx.Param(self.tokens.embedding[...], axes=("vocab", "embed"))
         self.positions = None if positions is None else positions(context_length, embed_dim, rngs=rngs)
         blocks = [block(embed_dim, num_heads, norm=norm, rngs=rngs) for _ in range(num_layers)]
-        self.blocks = _stack(blocks) if scan else ModuleList(blocks)
-        self.norm = norm(embed_dim, rngs=rngs)
+        self.blocks: Any = _stack(blocks) if scan else ModuleList(blocks)
+        self.norm: Any = norm(embed_dim, rngs=rngs)
         self.head = None if tied else Linear(embed_dim, vocab_size, axes=("embed", "vocab"), use_bias=False, rngs=rngs)
         self.context_length, self.num_layers, self.scan, self.remat = context_length, num_layers, scan, remat
 
+    @overload
     def __call__(
-        self, tokens, *, mask=None, positions=None, cache: list[KVCache] | KVCache | None = None,
-        rngs: nnx.Rngs | None = None, return_weights: bool = False,
-    ):  # fmt: skip
+        self, tokens: jax.Array | np.ndarray, *, mask: MaskLike | None = None,
+        positions: jax.Array | None = None, cache: None = None, rngs: nnx.Rngs | None = None,
+        return_weights: Literal[False] = False,
+    ) -> jax.Array: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, tokens: jax.Array | np.ndarray, *, mask: MaskLike | None = None,
+        positions: jax.Array | None = None, cache: None = None, rngs: nnx.Rngs | None = None,
+        return_weights: Literal[True],
+    ) -> tuple[jax.Array, jax.Array]: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, tokens: jax.Array | np.ndarray, *, mask: MaskLike | None = None, positions: jax.Array | None = None,
+        cache: LayerCaches, rngs: nnx.Rngs | None = None,
+    ) -> tuple[jax.Array, LayerCaches]: ...  # fmt: skip
+
+    def __call__(
+        self,
+        tokens: jax.Array | np.ndarray,
+        *,
+        mask: MaskLike | None = None,
+        positions: jax.Array | None = None,
+        cache: LayerCaches | None = None,
+        rngs: nnx.Rngs | None = None,
+        return_weights: bool = False,
+    ) -> Any:
         """Logits of the next token at every position: `logits(hidden(tokens))`.
 
         Args:
@@ -147,17 +180,24 @@ class TransformerLM(nnx.Module):
           ValueError: more tokens than a learned position embedding has positions, or than the cache has room for.
             Where the cache's length is traced, the logits are NaN instead.
         """
-        options = {"mask": mask, "positions": positions, "cache": cache, "rngs": rngs}
+        options: dict[str, Any] = {"mask": mask, "positions": positions, "cache": cache, "rngs": rngs}
         hidden = self.hidden(tokens, **options, return_weights=return_weights)
         return (self.logits(hidden[0]), hidden[1]) if isinstance(hidden, tuple) else self.logits(hidden)
 
-    def logits(self, hidden) -> jax.Array:
+    def logits(self, hidden: jax.Array) -> jax.Array:
         """`[*B, D]`, what `hidden` returns, -> `[*B, vocab_size]`."""
         return project(hidden, self.tokens.embedding[...].T) if self.head is None else self.head(hidden)
 
     def hidden(
-        self, tokens, *, mask=None, positions=None, cache=None, rngs: nnx.Rngs | None = None, return_weights=False
-    ):
+        self,
+        tokens: jax.Array | np.ndarray,
+        *,
+        mask: MaskLike | None = None,
+        positions: jax.Array | None = None,
+        cache: LayerCaches | None = None,
+        rngs: nnx.Rngs | None = None,
+        return_weights: bool = False,
+    ) -> Any:
         """What the head makes logits of: `[*B, T, D]` instead of `[*B, T, vocab_size]`, and all else as a call."""
         if positions is not None and self.positions is None and not self._is_rotary():
             raise ValueError("positions= acts through a position embedding or a rotary one, and this model has neither")
@@ -168,9 +208,15 @@ class TransformerLM(nnx.Module):
             embedded = self.positions(self._default_positions(tokens, cache) if positions is None else positions)
             x = x + jnp.broadcast_to(embedded, x.shape).astype(x.dtype)
 
-        def apply_block(graphdef, params, dropout_rng, cache, x):
+        def apply_block(
+            graphdef: nnx.GraphDef,
+            params: nnx.State,
+            dropout_rng: Any,
+            cache: Any,
+            x: jax.Array,
+        ) -> tuple[jax.Array, Any]:
             rngs = None if dropout_rng is None else nnx.Rngs(dropout=dropout_rng)
-            options = {"cache": cache, "return_weights": return_weights}
+            options: dict[str, Any] = {"cache": cache, "return_weights": return_weights}
             options["positions"] = positions if self._is_rotary() else None
             output = nnx.merge(graphdef, params)(x, mask=mask, rngs=rngs, **options)
             return output if isinstance(output, tuple) else (output, None)
@@ -185,15 +231,15 @@ class TransformerLM(nnx.Module):
             x, more = jax.lax.scan(lambda x, layer: apply_block(graphdef, *layer, x), x, layers)
         else:
             more = []
-            for block, *layer in zip(self.blocks, dropout_rngs, nothing if cache is None else cache, strict=True):
-                x, of_layer = apply_block(*nnx.split(block), *layer, x)
+            for block, *layer in zip(self.blocks, dropout_rngs, nothing if cache is None else cache, strict=True):  # type: ignore[arg-type]
+                x, of_layer = apply_block(*nnx.split(block), *layer, x)  # type: ignore[call-arg]
                 more.append(of_layer)
             more = jnp.stack(more) if return_weights else more
 
         x = self.norm(x)
         return (x, more) if return_weights or cache is not None else x
 
-    def empty_cache(self, capacity: int, **options) -> list[KVCache] | KVCache:
+    def empty_cache(self, capacity: int, **options: Any) -> LayerCaches:
         """An empty cache for every layer; of a model built with `scan`, one whose arrays have a leading axis of layers.
 
         Args:
@@ -215,7 +261,7 @@ class TransformerLM(nnx.Module):
         block = self.blocks if self.scan else self.blocks[0]
         return getattr(getattr(block, "attention", None), "rotary", None) is not None
 
-    def _default_positions(self, tokens, cache):
+    def _default_positions(self, tokens: jax.Array | np.ndarray, cache: Any) -> int | jax.Array:
         T = tokens.shape[-1]
         if cache is None:
             return T

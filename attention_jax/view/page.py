@@ -1,16 +1,25 @@
 """Attention weights as an interactive web page: one file that fetches nothing and runs nothing but its own script."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json
 import zlib
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
+from attention_jax.statistics import AttentionStatistics
 from attention_jax.view.table import check_tokens
+
+Arrays = dict[str, np.ndarray]
+Parts = tuple[Arrays, tuple[int, ...], Arrays]
 
 NAN = 255  # the byte that stands for NaN; the others are multiples of 1 / steps
 LARGEST = 20_000_000  # bytes of numbers: what a browser opens without a long wait
@@ -24,7 +33,7 @@ class Page(str):
     def __repr__(self) -> str:  # a notebook keeps it beside the page, which it would otherwise hold twice
         return f"<Page of {len(self):,} characters>"
 
-    def save(self, path) -> Path:
+    def save(self, path: str | Path) -> Path:
         """Writes the page to `path` as UTF-8, making its parent directories, and returns the path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +45,13 @@ class Page(str):
         return f'<iframe srcdoc="{escape(self)}" title="Attention" {frame}></iframe>'
 
 
-def html(weights, tokens, *, key_tokens=None, title="Attention") -> Page:
+def html(
+    weights: ArrayLike | AttentionStatistics,
+    tokens: Sequence[str],
+    *,
+    key_tokens: Sequence[str] | None = None,
+    title: str = "Attention",
+) -> Page:
     """A page to explore attention with: all heads at a glance, one head as a matrix, as lines and over the text.
 
     The page is one file that needs no network, and shows tokens and title as text whatever they hold.
@@ -62,7 +77,7 @@ def html(weights, tokens, *, key_tokens=None, title="Attention") -> Page:
     """
     if not isinstance(title, str):
         raise TypeError(f"expected title as a string, got {type(title).__name__}")
-    read = statistics_arrays if hasattr(weights, "top_keys") else weights_arrays
+    read: Callable[[Any], Parts] = statistics_arrays if hasattr(weights, "top_keys") else weights_arrays
     arrays, shape, numbers = read(weights)
     T, S = shape[-2:]
     tokens = check_labels("tokens", tokens, "T", T)
@@ -71,7 +86,7 @@ def html(weights, tokens, *, key_tokens=None, title="Attention") -> Page:
     keys = None if key_tokens is None else check_labels("key_tokens", key_tokens, "S", S)
     if keys is None and T > 1 and "weights" in arrays:
         numbers["previous_token"] = mean_of_seen(np.diagonal(arrays["weights"], -1, axis1=-2, axis2=-1))
-    data = {"title": title, "tokens": tokens, "keys": keys, "shape": shape}
+    data: dict[str, Any] = {"title": title, "tokens": tokens, "keys": keys, "shape": shape}
     data["numbers"] = {name: as_lists(array) for name, array in numbers.items()}
     page = fill(data, arrays, steps=254)
     if len(page) > 1_000_000 and len(coarser := fill(data, arrays, steps=126)) <= 1_000_000:
@@ -79,7 +94,7 @@ def html(weights, tokens, *, key_tokens=None, title="Attention") -> Page:
     return page
 
 
-def weights_arrays(weights):
+def weights_arrays(weights: ArrayLike) -> Parts:
     """The arrays that the page holds; and its shape, and its numbers about each head."""
     weights = check_floating("weights", weights)
     if not 2 <= weights.ndim <= 4 or 0 in weights.shape:
@@ -90,12 +105,12 @@ def weights_arrays(weights):
     return {"weights": weights}, weights.shape, {"entropy": entropy, "first_token": mean_of_seen(weights[..., 0])}
 
 
-def mean_of_seen(weights) -> np.ndarray:
+def mean_of_seen(weights: np.ndarray) -> np.ndarray:
     """The mean over the queries that see the key, whose weight is not 0: as `AttentionStatistics` has it."""
     return weights.sum(-1) / np.maximum((weights != 0).sum(-1), 1)
 
 
-def statistics_arrays(statistics):
+def statistics_arrays(statistics: AttentionStatistics) -> Parts:
     """The same, of `AttentionStatistics`."""
     top_keys, S = np.asarray(statistics.top_keys), np.shape(statistics.received)[-1]
     if not 3 <= top_keys.ndim <= 4 or 0 in top_keys.shape:
@@ -109,7 +124,7 @@ def statistics_arrays(statistics):
     layers, N = (1, *heads)[-2:]
     check_size(layers * N * (T * (5 * k + 8) + 4 * S))
 
-    def field(name, *shape):
+    def field(name: str, *shape: int) -> np.ndarray:
         array = check_floating(f"weights.{name}", getattr(statistics, name))
         if array.shape != (*heads, *shape):
             raise ValueError(f"expected weights.{name} {(*heads, *shape)}, as weights.top_keys, got {array.shape}")
@@ -125,7 +140,7 @@ def statistics_arrays(statistics):
     return arrays, (layers, N, T, S), numbers
 
 
-def fill(data, arrays, steps) -> Page:
+def fill(data: dict[str, Any], arrays: Arrays, steps: int) -> Page:
     """The template with everything in its place, weights rounded to multiples of 1 / steps."""
     packed = {name: pack(array, steps if name.endswith("weights") else None) for name, array in arrays.items()}
     text = json.dumps({**data, "steps": steps, "nan": NAN, "arrays": packed}, allow_nan=False, separators=(",", ":"))
@@ -140,7 +155,7 @@ def fill(data, arrays, steps) -> Page:
     return Page(page)
 
 
-def pack(array, steps=None) -> str:
+def pack(array: np.ndarray, steps: int | None = None) -> str:
     """The array's bytes, little-endian, compressed, in base64; if steps, one byte for a number."""
     if steps:
         array = np.where(np.isnan(array), NAN, np.rint(array * steps)).astype(np.uint8)
@@ -153,25 +168,25 @@ def sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def as_lists(array: np.ndarray) -> list:
+def as_lists(array: np.ndarray) -> list[Any]:
     return [[round(float(x), 4) if np.isfinite(x) else None for x in row] for row in array]
 
 
-def check_floating(name, array) -> np.ndarray:
+def check_floating(name: str, array: ArrayLike) -> np.ndarray:
     array = np.asarray(array)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"expected {name} as a floating array, got {array.dtype}")
     return array
 
 
-def check_weights(name, weights) -> np.ndarray:
+def check_weights(name: str, weights: np.ndarray) -> np.ndarray:
     weights = weights.astype(np.float32)
     if (weights < 0).any() or (weights > 1.01).any():  # a little above 1 is rounding
         raise ValueError(f"expected {name} from 0 to 1, got {np.nanmin(weights):.4g} to {np.nanmax(weights):.4g}")
     return np.minimum(weights, 1)
 
 
-def check_size(size):
+def check_size(size: int) -> None:
     if size > LARGEST:
         raise ValueError(
             f"expected weights that take {LARGEST:,} bytes or fewer in the page, got {size:,}: "
@@ -179,7 +194,7 @@ def check_size(size):
         )
 
 
-def check_labels(name, labels, letter, length) -> list[str]:
+def check_labels(name: str, labels: Sequence[str], letter: str, length: int) -> list[str]:
     labels = check_tokens(name, labels)
     if len(labels) != length:
         raise ValueError(f"expected {name} to be {letter} = {length} strings, as weights, got {len(labels)}")

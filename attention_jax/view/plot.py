@@ -3,18 +3,26 @@
 No figure touches the display: save it by `figure.savefig(path)`, or end a notebook's cell with it.
 """
 
+from __future__ import annotations
+
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 from matplotlib.animation import FuncAnimation
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from attention_jax.arguments import static_int
 from attention_jax.mask_tree import as_mask
+from attention_jax.typing import MaskLike
 from attention_jax.view.table import labels
 
 KINDS = "empty", "in part", "full"
@@ -29,7 +37,9 @@ class _ShownFigure(Figure):
         return content.getvalue()
 
 
-def plot_head(weights, tokens: Sequence[str], *, key_tokens: Sequence[str] | None = None, title: str = "") -> Figure:
+def plot_head(
+    weights: ArrayLike, tokens: Sequence[str], *, key_tokens: Sequence[str] | None = None, title: str = ""
+) -> Figure:
     """One head: who (down) looks at whom (across), darker is more.
 
     Args:
@@ -53,7 +63,7 @@ def plot_head(weights, tokens: Sequence[str], *, key_tokens: Sequence[str] | Non
     return figure
 
 
-def plot_heads(weights, tokens: Sequence[str], *, key_tokens: Sequence[str] | None = None) -> Figure:
+def plot_heads(weights: ArrayLike, tokens: Sequence[str], *, key_tokens: Sequence[str] | None = None) -> Figure:
     """A grid of all heads, one row a layer.
 
     Args:
@@ -71,7 +81,12 @@ def plot_heads(weights, tokens: Sequence[str], *, key_tokens: Sequence[str] | No
 
 
 def plot_training(
-    weights, steps: Sequence[int], tokens: Sequence[str], *, key_tokens: Sequence[str] | None = None, columns: int = 4
+    weights: ArrayLike,
+    steps: Sequence[int],
+    tokens: Sequence[str],
+    *,
+    key_tokens: Sequence[str] | None = None,
+    columns: int = 4,
 ) -> Figure:
     """One head through training: a picture for each step that was kept.
 
@@ -95,7 +110,7 @@ def plot_training(
 
 
 def animate_training(
-    weights, steps: Sequence[int], tokens: Sequence[str], *, key_tokens: Sequence[str] | None = None
+    weights: ArrayLike, steps: Sequence[int], tokens: Sequence[str], *, key_tokens: Sequence[str] | None = None
 ) -> FuncAnimation:
     """The same as a film: `animation.save("head.gif", writer="pillow")`, or `animation.to_jshtml()` in a notebook.
 
@@ -113,7 +128,7 @@ def animate_training(
     figure = plot_head(weights[0], tokens, key_tokens=key_tokens, title=f"step {steps[0]}")
     panel = figure.axes[0]
 
-    def show(index):
+    def show(index: int) -> Sequence[Artist]:
         panel.images[0].set_data(weights[index])
         panel.set_title(f"step {steps[index]}")
         return panel.images
@@ -121,7 +136,7 @@ def animate_training(
     return FuncAnimation(figure, show, frames=len(steps), interval=400)
 
 
-def plot_mask(mask, T: int, S: int | None = None, *, block_size: tuple[int, int] | None = None) -> Figure:
+def plot_mask(mask: MaskLike, T: int, S: int | None = None, *, block_size: tuple[int, int] | None = None) -> Figure:
     """Which keys each query sees; and, by colour, which blocks see none, some or all of theirs. `explain` counts those
     that `attention` skips, or takes without a mask, by the mask's rule.
 
@@ -158,7 +173,7 @@ def plot_mask(mask, T: int, S: int | None = None, *, block_size: tuple[int, int]
         colours = ListedColormap(KIND_COLOURS)
         edges = -0.5, kinds.shape[1] * s - 0.5, kinds.shape[0] * t - 0.5, -0.5
         panel.imshow(kinds, cmap=colours, norm=BoundaryNorm(range(4), 3), extent=edges, interpolation="nearest")
-        lines = {"colors": "white", "linewidth": 1.0}
+        lines: dict[str, Any] = {"colors": "white", "linewidth": 1.0}
         panel.vlines(np.arange(1, kinds.shape[1]) * s - 0.5, -0.5, T - 0.5, **lines)
         panel.hlines(np.arange(1, kinds.shape[0]) * t - 0.5, -0.5, S - 0.5, **lines)
         counts = [int((kinds == kind).sum()) for kind in range(3)]
@@ -177,7 +192,7 @@ def plot_mask(mask, T: int, S: int | None = None, *, block_size: tuple[int, int]
     return figure
 
 
-def _grid(pictures, titles, rows, columns) -> Figure:
+def _grid(pictures: Sequence[Any] | np.ndarray, titles: list[list[str]], rows: list[str], columns: list[str]) -> Figure:
     size = 0.6 + 0.075 * max(len(rows), len(columns), 20)
     figure = _ShownFigure(figsize=(len(titles[0]) * size + 0.9, len(titles) * size + 1.0), layout="constrained")
     panels = figure.subplots(len(titles), len(titles[0]), squeeze=False, sharex=True, sharey=True)
@@ -195,16 +210,16 @@ def _grid(pictures, titles, rows, columns) -> Figure:
     return figure
 
 
-def _draw(panel, weights, rows, columns, fontsize):
+def _draw(panel: Axes, weights: np.ndarray, rows: list[str], columns: list[str], fontsize: int) -> AxesImage:
     image = panel.imshow(weights, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    font = {"fontsize": fontsize, "family": "monospace"}
+    font: dict[str, Any] = {"fontsize": fontsize, "family": "monospace"}
     panel.set_xticks(*_ticks(columns), rotation=90 if max(map(len, columns)) > 2 else 0, **font)
     panel.set_yticks(*_ticks(rows), **font)
     panel.tick_params(length=0, pad=1)
     return image
 
 
-def _ticks(names, most: int = 80):
+def _ticks(names: list[str], most: int = 80) -> tuple[range, list[str]]:
     """Where labels go: at every token, or, where they would cover each other, at some."""
     every = -(-len(names) // most)
     known = get_font(findfont("monospace")).get_charmap()
@@ -212,7 +227,13 @@ def _ticks(names, most: int = 80):
     return range(0, every * len(names), every), [name.replace("$", r"\$") for name in names]
 
 
-def _checked(weights, tokens, key_tokens, letters: str, steps=None):
+def _checked(
+    weights: ArrayLike,
+    tokens: Sequence[str],
+    key_tokens: Sequence[str] | None,
+    letters: str,
+    steps: Sequence[int] | None = None,
+) -> tuple[np.ndarray, list[str], list[str]]:
     weights = np.asarray(weights, np.float32)
     rows, columns = labels(tokens), labels(tokens if key_tokens is None else key_tokens)
     fits = weights.ndim == letters.count(",") + 1 and weights.shape[-2:] == (len(rows), len(columns)) and weights.size

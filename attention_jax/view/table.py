@@ -1,11 +1,18 @@
 """Attention weights as a table of numbers, as textbooks print them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jax.typing import ArrayLike
+
+from attention_jax.typing import MaskLike
 
 
-def text(weights, tokens: Sequence[str], *, key_tokens: Sequence[str] | None = None, mask=None) -> str:
+def text(
+    weights: ArrayLike, tokens: Sequence[str], *, key_tokens: Sequence[str] | None = None, mask: MaskLike | None = None
+) -> str:
     """The weights of one head in rows and columns, what is masked as `---`.
 
     Args:
@@ -51,7 +58,7 @@ def labels(tokens: Sequence[str], longest: int = 12) -> list[str]:
     return [token if len(token) <= longest else token[: longest - 1] + "…" for token in visible]
 
 
-def check_tokens(name: str, tokens) -> list[str]:
+def check_tokens(name: str, tokens: object) -> list[str]:
     """The labels as a list, or a `TypeError` that says what they are instead."""
     if isinstance(tokens, str) or not isinstance(tokens, Iterable):
         raise TypeError(f"{name} must be a list of strings, got {type(tokens).__name__}")
