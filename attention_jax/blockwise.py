@@ -6,6 +6,7 @@ How arbitrary arguments become the canonical operands of `softmax.Softmax`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -65,7 +66,17 @@ def blockwise_attention(
     return output[:, :T].reshape(*batch, T, N, Hv).astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
 
 
-def weighted_sums(query, key, value, lse, *, mask=None, score=None, scale=None, precision=None):
+def weighted_sums(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    lse: jax.Array,
+    *,
+    mask: Mask | None = None,
+    score: Score | None = None,
+    scale: ArrayLike | None = None,
+    precision: PrecisionLike = None,
+) -> tuple[jax.Array, jax.Array]:
     """The sums over these keys of weight x value, `[*B, T, N, Hv]`, and of weights, `[*B, N, T]`, where a weight is
     exp(logit - lse) and the log-sum-exp `[*B, N, T]`, of more keys perhaps, is given: +inf for a query without weights.
 
@@ -107,7 +118,18 @@ class Problem(NamedTuple):
         return Softmax(self.rule, self.grid, self.axes, axes, outputs, static_kind=self.rule.masks == 0)(*self.operands)
 
 
-def canonical(query, key, value, mask, score, scale, rate, dropout_rng, precision, grid: Grid) -> Problem:
+def canonical(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask | None,
+    score: Score | None,
+    scale: ArrayLike | None,
+    rate: float,
+    dropout_rng: jax.Array | None,
+    precision: PrecisionLike,
+    grid: Grid,
+) -> Problem:
     """The arguments of attention, checked, for a loop over blocks."""
     *batch, T, N, H = query.shape
     S, K = value.shape[-3:-1]
@@ -135,7 +157,7 @@ def canonical(query, key, value, mask, score, scale, rate, dropout_rng, precisio
         precision=precision,
     )
     if rate:
-        seeds = jax.random.key_data(jax.random.split(dropout_rng, (*batch, N)))
+        seeds = jax.random.key_data(jax.random.split(dropout_rng, (*batch, N)))  # type: ignore[arg-type]
         operands.append(seeds.reshape(grid.length("b"), K, N // K, -1))
         axes.append("bkg.")
 
@@ -156,7 +178,7 @@ def block_sizes_for(mask: Mask | None, S: int) -> tuple[int, int]:
     return size, size
 
 
-def block_grid(query_shape, value_shape, block_sizes: tuple[int, int]) -> Grid:
+def block_grid(query_shape: Sequence[int], value_shape: Sequence[int], block_sizes: tuple[int, int]) -> Grid:
     """How the work is cut up: blocks of at most so many queries and keys, and as many heads and examples a step as keep
     all cores busy."""
     *batch, T, N, _ = query_shape
@@ -179,14 +201,14 @@ def _divisor(number: int, most: int) -> int:
     return max(divisor for divisor in range(1, number + 1) if number % divisor == 0 and divisor <= max(most, 1))
 
 
-def _scaled(query, scale):
+def _scaled(query: jax.Array, scale: ArrayLike) -> jax.Array:
     if not isinstance(scale, jax.Array):
         return query * scale
     finite = jnp.isfinite(query)  # what is not must not reach the gradient of the scale
     return jnp.where(finite, jnp.where(finite, query, 0) * scale, jnp.nan)
 
 
-def canonical_array(array, letters, batch, K, N):
+def canonical_array(array: jax.Array, letters: str, batch: Sequence[int], K: int, N: int) -> tuple[jax.Array, str]:
     """`by_group`, with the batch dimensions made one; and the letters of what is left."""
     array, axes = by_group(array, letters, len(batch), K, N)
     names = "".join(a for a, axis in zip("kg", axes[-2:], strict=True) if axis == 0)
@@ -199,7 +221,7 @@ def canonical_array(array, letters, batch, K, N):
     return array, names
 
 
-def pad(array, letters, grid):
+def pad(array: jax.Array, letters: str, grid: Grid) -> jax.Array:
     widths = [
         (0, grid.length(letter) - size if letter in "ts" and size != 1 else 0)
         for letter, size in zip(letters, array.shape, strict=True)
@@ -207,7 +229,7 @@ def pad(array, letters, grid):
     return jnp.pad(array, widths) if any(after for _, after in widths) else array
 
 
-def _hoist(part: Any, kind: Any, *examples) -> Any:
+def _hoist(part: Any, kind: Any, *examples: jax.Array) -> Any:
     """`part` with every function in it made free of the arrays it has captured, which become arrays of its own."""
     if part is None:
         return None
@@ -228,7 +250,7 @@ class _Traced:
 
     jaxpr: Any
 
-    def __call__(self, *operands):
+    def __call__(self, *operands: jax.Array) -> jax.Array:
         count = len(self.jaxpr.constvars)
         variables = zip(self.jaxpr.constvars, operands[:count], strict=True)
         captured = [array.astype(variable.aval.dtype) for variable, array in variables]

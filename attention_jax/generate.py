@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ def generate(
     rng: jax.Array,
     lengths: Integers | None = None,
     sampling: Sampling | None = None,
-    stop: Sequence[int] = (),
+    stop: Integers = (),
     mask: MaskLike | None = None,
 ) -> Text:
     """Continue prompts with a language model, as one compiled program.
@@ -117,7 +117,7 @@ def stream(
     rng: jax.Array,
     lengths: Integers | None = None,
     sampling: Sampling | None = None,
-    stop: Sequence[int] = (),
+    stop: Integers = (),
     mask: MaskLike | None = None,
 ) -> Iterator[np.ndarray]:
     """The same tokens as `generate` adds, as they are made: ints `[*B]`, or -1 for a text that has ended.

@@ -6,13 +6,15 @@
 No file is run or unpickled. What is not the GPT-2 that config.json describes is refused with one line.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,9 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from attention_jax.modules import FeedForward, MultiHeadAttention, TransformerBlock, TransformerLM
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 REVISIONS = {
     "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
@@ -167,7 +172,7 @@ def save_gpt2(model: TransformerLM, directory: str | Path) -> None:
         os.replace(unfinished, directory / name)
 
 
-def load_tokenizer(directory: str | Path) -> Any:
+def load_tokenizer(directory: str | Path) -> Tokenizer:
     """GPT-2's byte-pair encoding, a `tokenizers.Tokenizer`, from `tokenizer.json` or `vocab.json` and `merges.txt`.
 
     No text is taken for a special token: `<|endoftext|>` in it is a dozen characters.

@@ -23,7 +23,7 @@ from attention_jax.mask_tree import Placed, node
 from attention_jax.masks import prefix
 from attention_jax.operation import vary_like
 from attention_jax.scores import PlacedScore, check_rules
-from attention_jax.typing import Integers, MaskLike, ScoreLike
+from attention_jax.typing import MaskLike, Positions, ScoreLike
 
 
 def ring_attention(
@@ -35,7 +35,7 @@ def ring_attention(
     axis: str = "context",
     mask: MaskLike | None = None,
     score: ScoreLike | None = None,
-    positions: tuple[Integers, Integers] | None = None,
+    positions: Positions | None = None,
     scale: ArrayLike | None = None,
     precision: PrecisionLike = None,
 ) -> jax.Array:

@@ -240,7 +240,7 @@ def add_sinks(output: jax.Array, lse: jax.Array, sinks: jax.Array) -> tuple[jax.
     return (output * share).astype(output.dtype), jnp.logaddexp(lse, sinks)
 
 
-def score_from_function(fn: Callable) -> Score:
+def score_from_function(fn: Callable[..., jax.Array]) -> Score:
     """A score from `fn(logit, head, t, s)`, the new logits of one head's block.
 
     Args:

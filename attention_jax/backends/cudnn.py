@@ -9,7 +9,14 @@ from attention_jax.backends.kernel import Kernel, Options
 from attention_jax.backends.translation import CAUSAL, CAUSAL_WINDOW, LENGTHS, band
 
 
-def attend(query, key, value, options: Options, *, implementation: Literal["cudnn", "xla"] = "cudnn") -> jax.Array:
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    options: Options,
+    *,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
     """See `Kernel.attend`."""
     low, high = band(options.mask.rule)  # type: ignore[misc]
     return jax.nn.dot_product_attention(

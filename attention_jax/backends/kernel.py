@@ -156,7 +156,7 @@ class ByKernel:
     precision: Any
     platform: str
 
-    def __call__(self, query, key, value, *leaves):
+    def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, *leaves: jax.Array) -> jax.Array:
         mask, score = jax.tree.unflatten(self.tree, leaves)
         *batch, T, N, _ = query.shape
         parts = translation.mask_parts(mask, tuple(batch))
@@ -182,7 +182,7 @@ class ByBlocks:
     scale: float
     precision: Any
 
-    def __call__(self, query, key, value, *leaves):
+    def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, *leaves: jax.Array) -> jax.Array:
         mask, score = jax.tree.unflatten(self.tree, leaves)
         options = {"mask": mask, "score": score, "scale": self.scale, "precision": self.precision}
         return blockwise_attention(query, key, value, **options)[0]

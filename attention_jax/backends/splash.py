@@ -2,6 +2,7 @@
 empty ones; and segments."""
 
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ LANES = 128
 BLOCK = 512
 
 
-def attend(query, key, value, options: Options) -> jax.Array:
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, options: Options) -> jax.Array:
     """See `Kernel.attend`."""
     from jax.experimental.pallas.ops.tpu import splash_attention
 
@@ -60,7 +61,7 @@ def _blocks(length: int) -> tuple[int, int]:
     return size, count * size
 
 
-def _mask(mask: MaskParts, shape: tuple[int, int], padded: tuple[int, int]):
+def _mask(mask: MaskParts, shape: tuple[int, int], padded: tuple[int, int]) -> Any:
     """The rule, where it is a band or nothing as one of the masks that the kernel computes, else by blocks."""
     from jax.experimental.pallas.ops.tpu import splash_attention
 
@@ -83,14 +84,14 @@ def _rule_class() -> type:
     class Rule(splash_attention.Mask):
         """One of our masks on so many keys, evaluated block by block while tracing."""
 
-        def __init__(self, rule: Mask | None, keys: int, shape: tuple[int, int]):
+        def __init__(self, rule: Mask | None, keys: int, shape: tuple[int, int]) -> None:
             self.rule, self.keys, self._shape = rule, keys, shape
 
         @property
-        def shape(self):
+        def shape(self) -> tuple[int, int]:
             return self._shape
 
-        def __getitem__(self, index):
+        def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
             rows, columns = (np.arange(n)[part] for n, part in zip(self._shape, index, strict=True))
             real = np.broadcast_to(columns < self.keys, (len(rows), len(columns)))
             return real if self.rule is None else real & rule_block(self.rule, rows, columns)
@@ -98,7 +99,9 @@ def _rule_class() -> type:
     return Rule
 
 
-def _segment_ids(mask: MaskParts, B: int, shape: tuple[int, int], padded: tuple[int, int]):
+def _segment_ids(
+    mask: MaskParts, B: int, shape: tuple[int, int], padded: tuple[int, int]
+) -> tuple[jax.Array, jax.Array] | None:
     """Ids of queries and keys that say what segments and lengths do: a key that does not count has an id of its own."""
     if mask.lengths is None and mask.segments is None:
         return None

@@ -8,7 +8,7 @@ from attention_jax.backends.kernel import Kernel, Options
 from attention_jax.backends.translation import BIAS, CAUSAL, CAUSAL_WINDOW, LENGTHS, SOFT_CAP, band
 
 
-def attend(query, key, value, options: Options) -> jax.Array:
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, options: Options) -> jax.Array:
     """See `Kernel.attend`."""
     import tokamax
     from absl import flags

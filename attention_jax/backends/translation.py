@@ -70,7 +70,7 @@ def mask_parts(mask: Mask | None, batch: tuple[int, ...]) -> MaskParts:
     """A mask without `ARRAYS`, for examples whose batch dimensions have been made one."""
     rule, lengths, segments, _ = _sort(mask)
 
-    def flat(array, *length):
+    def flat(array: jax.Array, *length: int) -> jax.Array:
         return jnp.broadcast_to(array, (*batch, *length)).reshape(-1, *length).astype(jnp.int32)
 
     least = None
@@ -99,7 +99,7 @@ def rows_that_see(mask: Mask | None, T: int, S: int) -> jax.Array | None:
         return None if sees.all() else jnp.asarray(sees)
     columns = jnp.arange(S)
 
-    def some_rows(first):
+    def some_rows(first: jax.Array) -> jax.Array:
         rows = jnp.minimum(first + jnp.arange(min(ROWS_AT_ONCE, T)), T - 1)
         seen = cut_leaves(mask, t=rows).at(rows, columns)
         return jnp.broadcast_to(seen, (*seen.shape[:-2], len(rows), S)).any(axis=-1)
@@ -127,7 +127,7 @@ def rule_block(rule: Mask, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return np.broadcast_to(block, (len(rows), len(columns)))
 
 
-def _sort(mask: Mask | None):
+def _sort(mask: Mask | None) -> tuple[Mask | None, list[KeyLengths], list[Segments], list[Mask]]:
     """What a mask is a conjunction of: what is known while tracing as one mask or None, lengths, segments, others."""
     rule, lengths, segments, others = None, [], [], []
     for part in _conjuncts(mask):
