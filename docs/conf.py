@@ -21,14 +21,20 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 
 default_role = "name"  # of `backquoted` words in docstrings: see site_extension
 autodoc_type_aliases = {
-    name: f"attention_jax.typing.{name}" for name in ("MaskLike", "ScoreLike", "Integers", "Positions")
+    name: f"~{module}.{name}"
+    for module, names in {
+        "attention_jax.typing": ["MaskLike", "ScoreLike", "Integers", "Positions"],
+        "jax.lax": ["PrecisionLike"],
+        "jax.typing": ["ArrayLike", "DTypeLike"],
+    }.items()
+    for name in names
 }
-autodoc_type_aliases |= {"ArrayLike": "jax.typing.ArrayLike", "PrecisionLike": "jax.lax.PrecisionLike"}
 autodoc_member_order = "bysource"
 add_module_names = False
 python_maximum_signature_line_length = 100
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_param = napoleon_use_rtype = False  # one line may speak of several arguments
+nitpick_ignore = [("py:class", "attention_jax.modules.torch_weights.Module")]  # a TypeVar
 nitpick_ignore_regex = [("py:.*", r"(?!attention_jax|train\b).*")]  # others' pages would have to be fetched
 
 myst_enable_extensions = ["dollarmath", "amsmath"]

@@ -50,10 +50,11 @@ def link_papers(app: Sphinx, what, name, obj, options, lines):
     lines[:] = [re.sub(r"arXiv:(\d{4}\.\d{5})", r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", line) for line in lines]
 
 
-def sign_module(app: Sphinx, what, name, obj, options, signature, returns):
-    """The arguments of a module's `__init__`, which Flax's metaclass hides."""
+def sign(app: Sphinx, what, name, obj, options, signature, returns):
+    """The arguments of a module's `__init__`, which Flax's metaclass hides; and the names of types in unions, which
+    Sphinx writes as objects of its own."""
     if what != "class" or not issubclass(obj, nnx.Module):
-        return None
+        return signature and re.sub(r"TypeAliasForwardRef\('(.+?)'\)", r"\1", signature), returns
     _, *own = inspect.signature(obj.__init__).parameters.values()
     own = [each.replace(default=Shown(each.default)) if is_function(each.default) else each for each in own]
     return stringify_signature(inspect.Signature(own), unqualified_typehints=True), returns
@@ -85,6 +86,6 @@ def setup(app: Sphinx):
     app.add_role("name", Name())
     app.connect("missing-reference", resolve_name)
     app.connect("autodoc-process-docstring", link_papers, priority=400)  # before napoleon takes the colon for its own
-    app.connect("autodoc-process-signature", sign_module)
+    app.connect("autodoc-process-signature", sign)
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     return {"parallel_read_safe": True}

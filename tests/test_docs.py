@@ -133,6 +133,16 @@ def test_a_public_name_is_documented_in_full(name):
         assert cited != (name.removeprefix("attention_jax.") in FROM_NO_PAPER.split()), "source"
 
 
+@pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith("train.")])
+def test_a_public_signature_has_types(name):
+    value = PUBLIC[name]
+    for function in (value.__init__, value.__call__) if is_module(value) else (value,):
+        signature = inspect.signature(function)
+        bare = [each for each in signature.parameters.values() if each.annotation is each.empty and each.name != "self"]
+        assert bare == []
+        assert inspect.isclass(value) or signature.return_annotation is not signature.empty
+
+
 @pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if hasattr(value, "_fields")])
 def test_every_field_of_a_result_has_its_line(name):
     source = inspect.getsource(PUBLIC[name])
