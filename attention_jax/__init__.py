@@ -11,7 +11,7 @@ Every shape in this library is written with these letters:
 One head of one example is query [T, H], key [S, H], value [S, Hv]. Batching is `jax.vmap`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from attention_jax.cache import KVCache as KVCache
 from attention_jax.dispatch import attention as attention
@@ -58,10 +58,13 @@ from attention_jax.weights import attention_weights as attention_weights
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from attention_jax import modules as modules
+else:
 
-def __getattr__(name: str) -> Any:
-    if name == "modules":  # Flax is imported when it is first asked for
-        import importlib
+    def __getattr__(name):
+        if name == "modules":  # Flax is imported when it is first asked for
+            import importlib
 
-        return importlib.import_module("attention_jax.modules")
-    raise AttributeError(f"module 'attention_jax' has no attribute {name!r}")
+            return importlib.import_module("attention_jax.modules")
+        raise AttributeError(f"module 'attention_jax' has no attribute {name!r}")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import attention_jax
 from attention_jax import (
     AttentionStatistics,
     KVCache,
@@ -49,6 +50,7 @@ layer = MultiHeadAttention(32, 4, rngs=nnx.Rngs(0))
 x = jnp.ones((2, 6, 32))
 assert_type(layer(x, mask=mask, rngs=nnx.Rngs(dropout=0)), jax.Array)
 assert_type(layer(x, return_weights=True), tuple[jax.Array, jax.Array])
+assert_type(attention_jax.modules.FeedForward(32, rngs=nnx.Rngs(0))(x), jax.Array)
 assert_type(layer(x, cache=layer.empty_cache(10, batch=(2,))), tuple[jax.Array, KVCache])
 
 model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
@@ -61,6 +63,7 @@ def own(mask: MaskLike | None, score: ScoreLike | None, precision: jax.lax.Preci
     return attention(query, key, value, mask=mask, score=score, precision=precision)
 
 
+attention_jax.atention(query, key, value)  # type: ignore[attr-defined]
 attention(query, key, value, mask="causal")  # type: ignore[arg-type]
 attention(query, key, value, causal=True)  # type: ignore[call-arg]
 explain(query, key, value).skipped + 1  # type: ignore[operator]

@@ -10,13 +10,16 @@ plot.plot_heads(weights, words)                 # matplotlib: pip install "atten
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from attention_jax.view.page import html as html
 from attention_jax.view.table import text as text
 
+if TYPE_CHECKING:
+    from attention_jax.view import plot as plot
+else:
 
-def __getattr__(name: str) -> Any:
-    if name == "plot":  # matplotlib is imported when it is first asked for
-        return importlib.import_module("attention_jax.view.plot")
-    raise AttributeError(f"module 'attention_jax.view' has no attribute {name!r}")
+    def __getattr__(name):
+        if name == "plot":  # matplotlib is imported when it is first asked for
+            return importlib.import_module("attention_jax.view.plot")
+        raise AttributeError(f"module 'attention_jax.view' has no attribute {name!r}")
