@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.lax import PrecisionLike
 
 import attention_jax
 from attention_jax import (
@@ -30,40 +31,41 @@ from attention_jax.generate import Text, generate
 from attention_jax.modules import MultiHeadAttention, TransformerLM
 from attention_jax.typing import MaskLike, ScoreLike
 
-query = key = value = jnp.ones((2, 6, 4, 8))
 
-mask = causal() & segments([0, 0, 0, 1, 1, 1])
-assert_type(mask, Mask)
-assert_type(~mask | np.ones((6, 6), bool), Mask)
-score = soft_cap(30.0) >> alibi(alibi_slopes(4)) >> (lambda logit, head, t, s: logit - abs(t - s))
-assert_type(score, Score)
+def functions(query: jax.Array, key: jax.Array, value: np.ndarray) -> None:
+    mask = causal() & segments([0, 0, 0, 1, 1, 1])
+    assert_type(mask, Mask)
+    assert_type(~mask | np.ones((6, 6), bool), Mask)
+    score = soft_cap(30.0) >> alibi(alibi_slopes(4)) >> (lambda logit, head, t, s: logit - abs(t - s))
+    assert_type(score, Score)
 
-assert_type(attention(query, key, value, mask=mask, score=score, precision="highest"), jax.Array)
-assert_type(attention(np.asarray(query), key, value, mask=np.ones((6, 6), bool)), jax.Array)
-assert_type(attention(query, key, value, positions=(range(6), jnp.arange(6))), jax.Array)
-assert_type(attention_and_lse(query, key, value), tuple[jax.Array, jax.Array])
-assert_type(attention_weights(query, key, rows=[0, -1], heads=jnp.array([3])), jax.Array)
-assert_type(attention_statistics(query, key), AttentionStatistics)
-assert_type(explain(query, key, value), Explanation)
-
-layer = MultiHeadAttention(32, 4, rngs=nnx.Rngs(0))
-x = jnp.ones((2, 6, 32))
-assert_type(layer(x, mask=mask, rngs=nnx.Rngs(dropout=0)), jax.Array)
-assert_type(layer(x, return_weights=True), tuple[jax.Array, jax.Array])
-assert_type(attention_jax.modules.FeedForward(32, rngs=nnx.Rngs(0))(x), jax.Array)
-assert_type(layer(x, cache=layer.empty_cache(10, batch=(2,))), tuple[jax.Array, KVCache])
-
-model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
-assert_type(model(jnp.zeros((2, 6), int), mask=key_lengths(jnp.array([6, 4]))), jax.Array)
-assert_type(generate(model, np.zeros(3, int), 5, rng=jax.random.key(0), lengths=None), Text)
+    assert_type(attention(query, key, value, mask=mask, score=score, precision="highest"), jax.Array)
+    assert_type(attention(query, key, value, mask=np.ones((6, 6), bool)), jax.Array)
+    assert_type(attention(query, key, value, positions=(range(6), jnp.arange(6))), jax.Array)
+    assert_type(attention_and_lse(query, key, value), tuple[jax.Array, jax.Array])
+    assert_type(attention_weights(query, key, rows=[0, -1], heads=jnp.array([3])), jax.Array)
+    assert_type(attention_statistics(query, key), AttentionStatistics)
+    assert_type(explain(query, key, value), Explanation)
 
 
-def own(mask: MaskLike | None, score: ScoreLike | None, precision: jax.lax.PrecisionLike = None) -> jax.Array:
-    """A function of the reader's own, in the library's terms."""
-    return attention(query, key, value, mask=mask, score=score, precision=precision)
+def modules(x: jax.Array, tokens: np.ndarray, lengths: jax.Array) -> None:
+    layer = MultiHeadAttention(32, 4, rngs=nnx.Rngs(0))
+    assert_type(layer(x, mask=key_lengths(lengths), rngs=nnx.Rngs(dropout=0)), jax.Array)
+    assert_type(layer(x, return_weights=True), tuple[jax.Array, jax.Array])
+    assert_type(layer(x, cache=layer.empty_cache(10, batch=(2,))), tuple[jax.Array, KVCache])
+    assert_type(attention_jax.modules.FeedForward(32, rngs=nnx.Rngs(0))(x), jax.Array)
+
+    model = TransformerLM(65, 16, 32, 4, 2, rngs=nnx.Rngs(0))
+    assert_type(model(tokens, mask=key_lengths(lengths)), jax.Array)
+    assert_type(generate(model, tokens, 5, rng=jax.random.key(0), lengths=[6, 4]), Text)
 
 
-attention_jax.atention(query, key, value)  # type: ignore[attr-defined]
-attention(query, key, value, mask="causal")  # type: ignore[arg-type]
-attention(query, key, value, causal=True)  # type: ignore[call-arg]
-explain(query, key, value).skipped + 1  # type: ignore[operator]
+def own(x: jax.Array, mask: MaskLike | None, score: ScoreLike | None, precision: PrecisionLike = None) -> jax.Array:
+    return attention(x, x, x, mask=mask, score=score, precision=precision)
+
+
+def mistakes(x: jax.Array) -> None:
+    attention_jax.atention(x, x, x)  # type: ignore[attr-defined]
+    attention(x, x, x, mask="causal")  # type: ignore[arg-type]
+    attention(x, x, x, causal=True)  # type: ignore[call-arg]
+    explain(x, x, x).skipped + 1  # type: ignore[operator]
