@@ -272,7 +272,7 @@ def explain(
         return attention(query, key, value, mask=mask, **chosen, **options)
 
     memory: Any = jax.jit(run).lower(query, key, value, mask, positions).compile().memory_analysis()
-    return Explanation(*plans[0], memory.temp_size_in_bytes)
+    return Explanation(*plans[0], temporary_bytes=memory.temp_size_in_bytes)
 
 
 def _blocks(request: Request, implementation: str) -> tuple[Any, ...]:
