@@ -41,7 +41,7 @@ def by_group(array: jax.Array | None, letters: str, batch_dims: int, K: int, N: 
     heads = (K, N // K) if "n" in names and array.shape[lead] == N else (1, 1)
     sizes = [*(array.shape[:lead] or [1] * batch_dims), *heads]
     rest = array.shape[lead + ("n" in names) :]
-    return array.reshape(*(size for size in sizes if size != 1), *rest), [0 if size != 1 else None for size in sizes]
+    return array.reshape((*(size for size in sizes if size != 1), *rest)), [0 if size != 1 else None for size in sizes]
 
 
 def map_heads(

@@ -260,7 +260,7 @@ def explain(
     >>> plan.implementation, plan.blocks, plan.skipped
     ('blockwise', 64, 49)
     """
-    plans: list[tuple[Any, ...]] = []
+    plans: list[Any] = []
 
     def run(
         query: jax.Array, key: jax.Array, value: jax.Array, mask: MaskLike | None, positions: Positions | None
@@ -272,7 +272,7 @@ def explain(
         return attention(query, key, value, mask=mask, **chosen, **options)
 
     memory: Any = jax.jit(run).lower(query, key, value, mask, positions).compile().memory_analysis()
-    return Explanation(*plans[0], temporary_bytes=memory.temp_size_in_bytes)
+    return Explanation(*[*plans[0], memory.temp_size_in_bytes])
 
 
 def _blocks(request: Request, implementation: str) -> tuple[Any, ...]:

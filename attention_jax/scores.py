@@ -22,7 +22,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from attention_jax.arguments import positions_alike, static_int
-from attention_jax.checks import check_bias, check_mask_shape
+from attention_jax.checks import check_auto, check_bias, check_mask_shape
 from attention_jax.mask_rules import check_offset
 from attention_jax.mask_tree import Mask, Node, as_mask, check_placed
 
@@ -94,6 +94,10 @@ def check_rules(
 ) -> tuple[Mask | None, Score | None]:
     """A mask (or bool array, or None) and a score (or function, or None) for logits of `shape`, `[*B, N, T, S]`."""
     mask = None if mask is None else as_mask(mask)
+    score = None if score is None else as_score(score)
+    for name, part in (("mask", mask), ("score", score)):
+        for leaf in jax.tree.leaves(part):
+            check_auto(**{f"an array of {name}": leaf})
     score = check_score(score, shape)
     if mask is not None:
         check_mask_shape(mask, shape)

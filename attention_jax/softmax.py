@@ -192,5 +192,5 @@ class Softmax(Fold):
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
         known = jnp.where(jnp.isfinite(output), output, 0)
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
-        d_output = d_output - jnp.einsum("bkgt,btkgh->btkgh", d_lse, known, precision="highest")
+        d_output = d_output - jnp.einsum("...bkgt,...btkgh->...btkgh", d_lse, known, precision="highest")
         return (output, lse), (d_output, d_lse)

@@ -17,6 +17,7 @@ import reference
 import suite
 from jax import export
 from jax.sharding import PartitionSpec as P
+from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import dispatch, scores
@@ -197,7 +198,7 @@ def test_scores_of_other_kernels(name):
 )
 def test_splash_compiles_for_a_tpu(mask):
     """Down to the kernels that the TPU's compiler is given, which needs no TPU."""
-    options = kernel.Options(translation.mask_parts(mask, (2,)), None, 20.0, 0.1, None, "tpu")
+    options = kernel.Options(translation.mask_parts(mask, (2,), 300), None, 20.0, 0.1, None, "tpu")
 
     def total(*inputs):
         return splash.attend(*inputs, options).astype(jnp.float32).sum()
@@ -361,3 +362,100 @@ def test_on_the_device_itself(platform, name, mask):
     reference = partial(aj.attention, mask=mask, implementation="reference", precision="highest")
     for one, other in zip(found, suite.output_and_gradients(reference, *wide), strict=True):
         assert suite.error(one, np.asarray(other)) <= 2**-6
+
+
+def _vmapped(name):
+    """With mapped and shared operands, arrays of the mask among them, and a batch dimension inside."""
+
+    def one(query, key, value, length, ids):
+        mask = aj.key_lengths(length) & aj.segments(ids)
+        return aj.attention(query, key, value, mask=mask, implementation=name)
+
+    return one
+
+
+@pytest.mark.parametrize(
+    "axes", [(0, None, None, 0, None), pytest.param((0, 0, 1, None, 0), marks=pytest.mark.slow)], ids=str
+)
+def test_vmap_of_gradients_and_gradients_of_vmap(axes):
+    random, V = np.random.default_rng(0), 3
+    shapes = (2, 33, 6, 8), (2, 33, 2, 8), (2, 33, 2, 8), (2,), (2, 33)
+    sizes = [
+        shape if axis is None else (*shape[:axis], V, *shape[axis:]) for shape, axis in zip(shapes, axes, strict=True)
+    ]
+    floats = [jnp.asarray(random.normal(size=size), jnp.float32) for size in sizes[:3]]
+    lengths, ids = jnp.asarray(random.integers(0, 34, sizes[3])), jnp.asarray(random.integers(0, 3, sizes[4]))
+
+    def gradients(name):
+        mapped = jax.vmap(_vmapped(name), axes)
+
+        def of_floats(*floats):
+            return jnp.sin(mapped(*floats, lengths, ids)).sum()
+
+        def of_one(*operands):
+            return jax.grad(lambda *floats: jnp.sin(_vmapped(name)(*floats, *operands[3:])).sum(), (0, 1, 2))(
+                *operands[:3]
+            )
+
+        return lambda *floats: (jax.grad(of_floats, (0, 1, 2))(*floats), jax.vmap(of_one, axes)(*floats, lengths, ids))
+
+    _assert_like_blockwise(gradients, *floats, tolerance=1e-5)
+
+
+def test_cudnn_is_given_whole_batches():
+    """Under `vmap` too: its own batching rule wants every array mapped, which `jax.nn` does not do with lengths."""
+    seen = []
+
+    def attend(query, *rest, **options):
+        seen.append(query)
+        return cudnn.attend(query, *rest, implementation="xla")
+
+    query, key, value, _ = suite.inputs(SQUARE, "bfloat16")
+    KERNELS["cudnn"] = replace(CUDNN_BY_XLA, attend=attend)  # put back by the fixture
+    mapped = jax.vmap(
+        lambda query, length: aj.attention(query, key[0], value[0], mask=aj.key_lengths(length), implementation="cudnn")
+    )
+    assert mapped(query, jnp.array([3, 33])).shape == query.shape
+    assert any(array.shape == (2, 33, 6, 8) for array in seen)
+    assert all(type(array).__name__ != "BatchTracer" for array in seen)
+
+
+@pytest.mark.parametrize("ids", [
+    np.array([-(2**31)] * 6 + [2**31 - 1] * 6, np.int32), np.array([2**31] * 6 + [2**31 - 1] * 6, np.uint32),
+], ids=["int32", "uint32"])  # fmt: skip
+def test_any_ids_will_do(ids):
+    *inputs, _ = suite.inputs((12, 12, 2, 2, 8, 8, ()))
+
+    def attend(name):
+        mask = aj.segments(ids) & aj.key_lengths(8)
+        return lambda *inputs: aj.attention(*inputs, mask=mask, implementation=name)
+
+    _assert_like_blockwise(attend, *inputs)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [aj.prefix(0), aj.prefix(0) & aj.key_lengths(3), aj.sliding_window(1, 1, offset=50) & aj.causal(offset=0)],
+    ids=repr,
+)
+def test_a_rule_that_shows_nothing(mask):
+    *inputs, cotangent = suite.inputs(SQUARE)
+    for found in suite.output_and_gradients(attend("splash", mask=mask), *inputs, cotangent):
+        assert (found == 0).all()
+
+
+def test_traced_for_a_device_that_is_not_the_one(monkeypatch):
+    """Arrays that are held to a CPU, on a machine with a TPU: while tracing, nothing says so."""
+    *inputs, cotangent = suite.inputs(SQUARE)
+    monkeypatch.setattr(kernel, "device_of", lambda array: TPU)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    found = suite.output_and_gradients(jax.jit(aj.attention), *inputs, cotangent)
+    assert dispatch._choose(dispatch._request(*inputs, None, None, None, False), None).implementation == "splash"
+    monkeypatch.undo()
+    for one, other in zip(found, suite.output_and_gradients(aj.attention, *inputs, cotangent), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_wants_no_x64(monkeypatch):
+    with x64_if(True), pytest.raises(NotImplementedError, match="it wants jax_enable_x64 to be off"):
+        aj.attention(*suite.inputs(SQUARE)[:3], implementation="splash")

@@ -397,3 +397,21 @@ def test_the_front_door_never_falls_back():
         aj.attention(x, x, x, implementation="flash")
     assert "asked for" in str(aj.explain(x, x, x, implementation="blockwise"))
     assert "all weights at once" in str(aj.explain(x, x, x, implementation="reference"))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_gradients_of_a_vmap(implementation):
+    """The batch mapped outside is the batch inside."""
+    query, key, value, cotangent = suite.inputs((7, 9, 4, 2, 8, 5, (3,)))
+
+    def gradients(attend):
+        return jax.vjp(attend, query, key, value)[1](cotangent)
+
+    attend = partial(aj.attention, score=scores.soft_cap(3.0), implementation=implementation)
+    for one, other in zip(gradients(jax.vmap(attend)), gradients(attend), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, atol=1e-6),
+        jax.jacrev(attend)(query, key, value),
+        jax.jacfwd(attend)(query, key, value),
+    )

@@ -107,6 +107,7 @@ def test_the_mesh_is_followed_by_the_compiler():
 @pytest.mark.parametrize("call, message", [
     (lambda: make_mesh(data=99), r"a mesh of \{'data': 99\} wants 99 devices; here"),
     (lambda: make_mesh(data=0, model=0), "one may be 0"),
+    (lambda: make_mesh(data=0, model=jax.device_count() + 1), "cannot be cut into"),
     (lambda: make_mesh(data=-1), "sizes must be at least 1"),
     (lambda: partition_spec(("embed",), (8,), make_mesh(data=1), TENSOR), r"mesh axes \['model'\], which are not among \('data',\)"),
 ])  # fmt: skip
@@ -125,6 +126,9 @@ def test_explicit_axes_are_refused_in_words_and_the_ways_out_work():
         tokens = jax.device_put(TOKENS, NamedSharding(mesh, P("data")))
         hidden = jax.device_put(jnp.ones((4, 9, 32)), NamedSharding(mesh, P("data")))
         for name, call in {
+            "an array of mask": lambda: aj.attention(
+                heads, heads, heads, mask=aj.key_lengths(jax.device_put(jnp.arange(4), NamedSharding(mesh, P("data"))))
+            ),
             "query": lambda: aj.attention(spread, spread, spread, mask=aj.causal()),
             "key": lambda: aj.multi_head_attention(heads, spread, heads),
             "tokens": lambda: language_model()(tokens),

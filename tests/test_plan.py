@@ -26,6 +26,7 @@ CASES = {
     "many tokens": (2048, {}, {}),
     "scan": (128, {"num_layers": 4, "scan": True}, {}),
     "scan and remat": (128, {"num_layers": 4, "scan": True, "remat": True}, {}),
+    "remat alone": (128, {"remat": True}, {}),
     "gpt2": (128, {"kind": "gpt2"}, {}),
     "data": (128, {}, {"data": 8}),
     "FSDP": (128, {}, {"data": 8, "fsdp": True}),
@@ -127,6 +128,7 @@ def test_the_example_on_the_page():
         ("state", "state"),
         ("activations", "activations"),
         ("logits", "logits"),
+        ("gradients", "gradients"),
         ("at most at once", "memory"),
     ):
         assert f"| {name} | " + " | ".join(f"{getattr(each, field) / 2**30:.2f}" for each in plans) in table

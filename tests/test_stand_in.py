@@ -22,8 +22,13 @@ def fast(x, y):
     return 10 * slow(x, y)
 
 
+def widen(operands, axes, V):
+    pairs = zip(operands, axes, strict=True)
+    return [jnp.broadcast_to(x, (V, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in pairs]
+
+
 def stand_in(x, y):
-    return StandIn(fast, slow, (jax.ShapeDtypeStruct(x.shape, x.dtype),))(x, y)[0]
+    return StandIn(fast, slow, widen, None, (jax.ShapeDtypeStruct(x.shape, x.dtype),))(x, y)[0]
 
 
 def assert_close(found, wanted):
@@ -101,7 +106,7 @@ def test_equal_ones_are_traced_once():
         return slow(x, y)
 
     def both(x, y):
-        one = StandIn(counted, slow, (jax.ShapeDtypeStruct(X.shape, X.dtype),))
+        one = StandIn(counted, slow, widen, None, (jax.ShapeDtypeStruct(X.shape, X.dtype),))
         return one(x, y)[0], jax.vmap(lambda x: one(x, y)[0])(x[None]), jax.vjp(lambda x: one(x, y)[0], x)[1](y)
 
     both(X, Y)

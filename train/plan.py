@@ -70,7 +70,7 @@ def plan(config: Config, vocab: int) -> Plan:
     scores = tokens * model.context_length * model.num_heads // tensor
     attention = 3 * FLOAT * min(scores, SCORES_AT_ONCE)
     logits, gradients = 2 * FLOAT * tokens * vocab, FLOAT * held
-    stacked = gradients if model.scan or model.remat else 0  # else they take the room of activations that are used up
+    stacked = gradients if model.scan else 0  # else they take the room of activations that are used up
     state = (4 if config.optimizer.ema_decay else 3) * FLOAT * held
     memory = state + max(activations + attention + logits + stacked, round(UPDATE * gradients))
 
@@ -91,7 +91,7 @@ def plan(config: Config, vocab: int) -> Plan:
 def kept(model: Model, tensor: int) -> float:
     """Numbers that a step keeps for its backward pass, a token and channel, as XLA was measured to."""
     block = 10 + 20 / tensor
-    if model.remat:
+    if model.remat and model.scan:  # without `scan`, XLA takes the recomputation out again, on a CPU at least
         return 1.2 * model.num_layers + block - 2
     return block * model.num_layers + (22 if model.scan else 6)
 

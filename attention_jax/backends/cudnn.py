@@ -3,7 +3,6 @@
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from attention_jax.backends.kernel import Kernel, Options
 from attention_jax.backends.translation import CAUSAL, CAUSAL_WINDOW, LENGTHS, band
@@ -27,7 +26,7 @@ def attend(
         scale=options.scale,
         is_causal=high is not None,
         local_window_size=None if low is None else (-low, 0),
-        key_value_seq_lengths=None if options.mask.lengths is None else jnp.clip(options.mask.lengths, 0, key.shape[1]),
+        key_value_seq_lengths=options.mask.lengths,
         implementation=implementation,
     )
 

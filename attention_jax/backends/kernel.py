@@ -1,7 +1,7 @@
 """What a kernel supports, what is asked of it, and how it is called."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -78,6 +78,8 @@ class Kernel:
     """Whether Hv may differ from H."""
     precision: bool = False
     """Whether it takes `precision=`."""
+    x64: bool = True
+    """Whether it can be used where JAX has 64 bits."""
 
     def lacks(self, request: Request) -> str | None:
         """Why it cannot do what is asked; None if it can."""
@@ -119,7 +121,9 @@ class Kernel:
             yield "it takes no precision="
         if request.lse:
             yield "it gives no log-sum-exp that is float32 and differentiable"
-        if varying(query):
+        if self.x64 < jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            yield "it wants jax_enable_x64 to be off"
+        if _is_checked():
             yield "inside jax.shard_map it wants check_vma=False"
         if platform in self.platforms and not self.partitioned and jax.device_count() > 1 and not _inside_shard_map():
             yield "XLA cannot spread it over devices: call it inside jax.shard_map, with check_vma=False"
@@ -142,7 +146,10 @@ class Kernel:
         slow = ByBlocks(tree, scale, request.precision)
         shape = (*request.query.shape[:-1], request.value.shape[-1])
         operands = *request.arrays, *map(jnp.asarray, leaves)
-        return StandIn(fast, slow, (jax.ShapeDtypeStruct(shape, request.query.dtype),))(*operands)[0]
+        here = platform_of(request.query)
+        only = here if here in self.platforms else None  # elsewhere it is interpreted
+        output = jax.ShapeDtypeStruct(shape, request.query.dtype)
+        return StandIn(fast, slow, Widened(tree), only, (output,))(*operands)[0]
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,9 @@ class ByKernel:
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, *leaves: jax.Array) -> jax.Array:
         mask, score = jax.tree.unflatten(self.tree, leaves)
         *batch, T, N, _ = query.shape
-        parts = translation.mask_parts(mask, tuple(batch))
+        parts = translation.mask_parts(mask, tuple(batch), key.shape[-3])
+        if parts.rule is not None and not translation.rule_rows_that_see(parts.rule, T, key.shape[-3]).any():
+            return jnp.zeros((*batch, T, N, value.shape[-1]), query.dtype)
         bias = None if translation.score_kind(score) != translation.BIAS else score.array
         if bias is not None:
             heads = bias.shape[-3] if bias.ndim > 2 else 1
@@ -188,6 +197,34 @@ class ByBlocks:
         return blockwise_attention(query, key, value, **options)[0]
 
 
+@dataclass(frozen=True)
+class Widened:
+    """The operands of a kernel under `vmap`: the new axis becomes their first batch dimension."""
+
+    tree: Any
+
+    def __call__(self, operands: Sequence[jax.Array], axes: Sequence[int | None], V: int) -> list[jax.Array]:
+        moved = [
+            operand if axis is None else jnp.moveaxis(operand, axis, 0)
+            for operand, axis in zip(operands, axes, strict=True)
+        ]
+        arrays = [
+            jnp.broadcast_to(operand, (V, *operand.shape)) if axis is None else operand
+            for operand, axis in zip(moved[:3], axes[:3], strict=True)
+        ]
+        shapes = [leaf.shape[axis is not None :] for leaf, axis in zip(moved[3:], axes[3:], strict=True)]
+        like = [jax.ShapeDtypeStruct(shape, leaf.dtype) for shape, leaf in zip(shapes, moved[3:], strict=True)]
+        letters = [names for part in jax.tree.unflatten(self.tree, like) if part is not None for names in part.axes()]
+        ones = (1,) * (arrays[0].ndim - 4)  # the batch dimensions that there were
+        for leaf, shape, names, axis in zip(moved[3:], shapes, letters, axes[3:], strict=True):
+            own = len(names.removeprefix("*"))
+            batched = len(shape) > own
+            front = ((1,) if axis is None else (V,)) if batched or axis is not None else ()
+            middle = () if batched or axis is None else (*ones, *(1,) * (names == "ts"))  # of a bias [T, S], and heads
+            arrays.append(leaf.reshape((*front, *middle, *shape)))
+        return arrays
+
+
 def platform_of(array: jax.Array) -> str:
     """Where it will be computed with: `cpu`, `cuda`, `rocm` or `tpu`."""
     device = device_of(array)
@@ -207,6 +244,13 @@ def device_of(array: jax.Array) -> jax.Device:
 @cache
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def _is_checked() -> bool:
+    """Whether this is inside a `jax.shard_map` that keeps account of what varies."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return any(varying(jax.lax.axis_index(name)) for name, kind in kinds if kind == AxisType.Manual)
 
 
 def _inside_shard_map() -> bool:

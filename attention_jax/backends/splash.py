@@ -43,7 +43,8 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, options: Options)
         attn_logits_soft_cap=options.soft_cap,
         interpret=options.platform != "tpu",
     )
-    query = (query.astype(jnp.float32) * options.scale).astype(query.dtype)  # the kernel scales nothing
+    query = (query.astype(jnp.float32) * options.scale).astype(query.dtype)  # it scales nothing; in bfloat16 this
+    # rounds once more, unless the scale is a power of two
     query, key, value = (
         jnp.pad(jnp.moveaxis(x, 1, 2), ((0, 0), (0, 0), (0, length - x.shape[1]), (0, -x.shape[3] % LANES)))
         for x, length in ((query, rows), (key, columns), (value, columns))
@@ -102,15 +103,22 @@ def _rule_class() -> type:
 def _segment_ids(
     mask: MaskParts, B: int, shape: tuple[int, int], padded: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array] | None:
-    """Ids of queries and keys that say what segments and lengths do: a key that does not count has an id of its own."""
+    """Ids of queries and keys that say what segments and lengths do: a query's is the rank of its segment, and a key's
+    too, or -1 where no query sees it."""
     if mask.lengths is None and mask.segments is None:
         return None
     T, S = shape
     queries, keys = mask.segments or (jnp.zeros((B, T), jnp.int32), jnp.zeros((B, S), jnp.int32))
-    nobody = jnp.min(queries, axis=1, keepdims=True) - 1
-    queries, keys = (jnp.pad(x, ((0, 0), (0, n - x.shape[1]))) for x, n in ((queries, padded[0]), (keys, padded[1])))
-    lengths = jnp.full((B,), S) if mask.lengths is None else jnp.minimum(mask.lengths, S)
-    return queries, jnp.where(jnp.arange(padded[1])[None, :] < lengths[:, None], keys, nobody)
+    keys = keys.astype(jnp.promote_types(queries.dtype, keys.dtype))
+    known = jnp.sort(queries.astype(keys.dtype), axis=1)
+    rank = jax.vmap(jnp.searchsorted)
+    ranks, found = rank(known, keys), rank(known, queries.astype(keys.dtype))
+    met = jnp.take_along_axis(known, jnp.minimum(ranks, T - 1), axis=1) == keys
+    lengths = jnp.full((B,), S) if mask.lengths is None else mask.lengths
+    ranks = jnp.where(met & (jnp.arange(S)[None, :] < lengths[:, None]), ranks, -1)
+    found = jnp.pad(found, ((0, 0), (0, padded[0] - T)))
+    ranks = jnp.pad(ranks, ((0, 0), (0, padded[1] - S)), constant_values=-1)
+    return found.astype(jnp.int32), ranks.astype(jnp.int32)
 
 
 SPLASH = Kernel(
@@ -123,4 +131,5 @@ SPLASH = Kernel(
     dtypes=("float32", "bfloat16"),
     masks=(CAUSAL, CAUSAL_WINDOW, RULES, LENGTHS, SEGMENTS),
     scores=(SOFT_CAP,),
+    x64=False,
 )

@@ -4,9 +4,9 @@ Foreign kernels have a gradient and no other derivative, and take only inputs th
 are fast at; forward mode, higher orders and what is not finite are the slow function's, which has them all.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,27 @@ class StandIn(Operation):
 
     fast: Callable
     slow: Callable
+    widen: Callable
+    """What makes a batch dimension of a new axis: operands, the axis of each or None, and its size, to operands."""
+    platform: str | None
+    """What `fast` can be compiled for; None for any."""
     outputs: tuple[jax.ShapeDtypeStruct, ...]
 
     def run(self, *operands):
-        return [_if_finite(self.fast, self.slow, *operands)]
+        return [self.either(self.fast, self.slow, operands)]
+
+    def either(self, fast: Callable, slow: Callable, operands):
+        """`fast` where the platform and what floats let it."""
+        operands = [vary_like(operand, operands) for operand in operands]
+
+        def checked(*operands):
+            floats = [operand for operand in operands if jnp.issubdtype(operand.dtype, jnp.floating)]
+            finite = jnp.stack([jnp.all(jnp.isfinite(operand)) for operand in floats]).all()
+            return lax.cond(finite, fast, slow, *operands)
+
+        if self.platform is None:
+            return checked(*operands)
+        return lax.platform_dependent(*operands, default=slow, **{self.platform: checked})
 
     def jvp(self, primals, tangents):
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
@@ -32,9 +49,9 @@ class StandIn(Operation):
         return self(*primals), differential(*primals, *(tangents[index] for index in moving))
 
     def batch(self, operands, axes):
-        outputs = _batched(self.outputs, operands, axes)
-        wide = replace(self, fast=Mapped(self.fast, tuple(axes)), slow=Mapped(self.slow, tuple(axes)), outputs=outputs)
-        return wide(*operands), [0]
+        V = next(operand.shape[axis] for operand, axis in zip(operands, axes, strict=True) if axis is not None)
+        wide = replace(self, outputs=tuple(_wide(output, V) for output in self.outputs))
+        return wide(*self.widen(operands, axes, V)), [0]
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,14 @@ class _Derived(Operation):
     of: StandIn
     moving: tuple[int, ...]
     outputs: tuple[jax.ShapeDtypeStruct, ...]
+
+    @abstractmethod
+    def shapes(self, of: StandIn, primals) -> list[tuple[int, ...]]:
+        """Of the operands that follow the primal ones."""
+
+    @abstractmethod
+    def over(self, of: StandIn, primals) -> "_Derived":
+        """The same for another stand-in and its operands."""
 
     def split(self, operands):
         """The primal operands, and what follows them."""
@@ -61,24 +86,30 @@ class _Derived(Operation):
 
     def batch(self, operands, axes):
         V = next(operand.shape[axis] for operand, axis in zip(operands, axes, strict=True) if axis is not None)
+        count = len(self.split(operands)[0])
+        whole = {*self.moving, *range(count, len(operands))}  # what has a tangent or is one gets the new axis
         operands = [
-            jnp.broadcast_to(operand, (V, *operand.shape)) if axis is None else jnp.moveaxis(operand, axis, 0)
-            for operand, axis in zip(operands, axes, strict=True)
+            jnp.broadcast_to(operand, (V, *operand.shape)) if axis is None and index in whole else operand
+            for index, (operand, axis) in enumerate(zip(operands, axes, strict=True))
         ]
-        primals, _ = self.split(operands)
-        zeros = (0,) * len(primals)
-        of = replace(
-            self.of,
-            fast=Mapped(self.of.fast, zeros),
-            slow=Mapped(self.of.slow, zeros),
-            outputs=_batched(self.of.outputs, primals, zeros),
-        )
-        wide = replace(self, of=of, outputs=_batched(self.outputs, primals, zeros))
-        return wide(*operands), [0] * len(self.outputs)
+        axes = [0 if axis is None and index in whole else axis for index, axis in enumerate(axes)]
+        of = replace(self.of, outputs=tuple(_wide(output, V) for output in self.of.outputs))
+        widened = self.of.widen(operands[:count], axes[:count], V)
+        others = [jnp.moveaxis(operand, axis, 0) for operand, axis in zip(operands[count:], axes[count:], strict=True)]
+        others = [other.reshape(shape) for other, shape in zip(others, self.shapes(of, widened), strict=True)]
+        wide = self.over(of, widened)
+        results = zip(wide(*widened, *others), self.outputs, strict=True)
+        return [result.reshape(V, *output.shape) for result, output in results], [0] * len(self.outputs)
 
 
 class Differential(_Derived):
     """The tangent of a stand-in, by the slow function; operands are its own, and the tangents of the moving ones."""
+
+    def shapes(self, of, primals):
+        return [primals[index].shape for index in self.moving]
+
+    def over(self, of, primals):
+        return replace(self, of=of, outputs=of.outputs)
 
     def run(self, *operands):
         primals, tangents = self.split(operands)
@@ -98,6 +129,13 @@ class Differential(_Derived):
 class Pullback(_Derived):
     """The backward pass of a stand-in; operands are its own, and the cotangent of its output."""
 
+    def shapes(self, of, primals):
+        return [of.outputs[0].shape]
+
+    def over(self, of, primals):
+        moving = (primals[index] for index in self.moving)
+        return replace(self, of=of, outputs=tuple(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in moving))
+
     def run(self, *operands):
         def by(fn):
             def pull(*operands):
@@ -107,7 +145,7 @@ class Pullback(_Derived):
 
             return pull
 
-        return _if_finite(by(self.of.fast), by(self.of.slow), *operands)
+        return self.of.either(by(self.of.fast), by(self.of.slow), operands)
 
     def jvp(self, primals, tangents):
         def slowly(*operands):
@@ -127,23 +165,6 @@ class Pullback(_Derived):
         return [None] * len(primals) + list(Differential(self.of, self.moving, output)(*primals, *known))
 
 
-@dataclass(frozen=True)
-class Mapped:
-    """`jax.vmap` of a function; equal ones are equal, so that they are compiled once."""
-
-    fn: Callable
-    axes: tuple[int | None, ...]
-
-    def __call__(self, *operands):
-        return jax.vmap(self.fn, self.axes)(*operands)
-
-
-def _if_finite(fast: Callable, slow: Callable, *operands) -> Any:
-    floats = [operand for operand in operands if jnp.issubdtype(operand.dtype, jnp.floating)]
-    finite = jnp.stack([jnp.all(jnp.isfinite(operand)) for operand in floats]).all()
-    return lax.cond(finite, fast, slow, *(vary_like(operand, operands) for operand in operands))
-
-
 def _tangents(fn: Callable, primals, tangents):
     moving = [index for index, tangent in enumerate(tangents) if tangent is not None]
 
@@ -157,6 +178,5 @@ def _tangents(fn: Callable, primals, tangents):
     return jax.jvp(of_moving, *given)[1]
 
 
-def _batched(outputs, operands, axes) -> tuple[jax.ShapeDtypeStruct, ...]:
-    V = next(operand.shape[axis] for operand, axis in zip(operands, axes, strict=True) if axis is not None)
-    return tuple(jax.ShapeDtypeStruct((V, *output.shape), output.dtype) for output in outputs)
+def _wide(output: jax.ShapeDtypeStruct, size: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((size, *output.shape), output.dtype)

@@ -35,7 +35,7 @@ class MaskParts(NamedTuple):
     lengths: jax.Array | None
     """int32 `[B]`: the keys that each example has."""
     segments: tuple[jax.Array, jax.Array] | None
-    """int32 `[B, T]` and `[B, S]`."""
+    """Integers `[B, T]` and `[B, S]`."""
 
 
 def band(rule: Mask | None) -> tuple[int | None, int | None] | None:
@@ -66,16 +66,17 @@ def mask_kinds(mask: Mask | None, T: int, S: int) -> list[str]:
     return kinds + [ARRAYS] * (bool(others) or len(segments) > 1)
 
 
-def mask_parts(mask: Mask | None, batch: tuple[int, ...]) -> MaskParts:
+def mask_parts(mask: Mask | None, batch: tuple[int, ...], S: int) -> MaskParts:
     """A mask without `ARRAYS`, for examples whose batch dimensions have been made one."""
     rule, lengths, segments, _ = _sort(mask)
 
     def flat(array: jax.Array, *length: int) -> jax.Array:
-        return jnp.broadcast_to(array, (*batch, *length)).reshape(-1, *length).astype(jnp.int32)
+        return jnp.broadcast_to(array, (*batch, *length)).reshape(-1, *length)
 
     least = None
     for each in lengths:
-        least = flat(each.lengths) if least is None else jnp.minimum(least, flat(each.lengths))
+        clipped = flat(jnp.clip(each.lengths, 0, S).astype(jnp.int32))
+        least = clipped if least is None else jnp.minimum(least, clipped)
     ids = [(flat(x.query_ids, x.query_ids.shape[-1]), flat(x.key_ids, x.key_ids.shape[-1])) for x in segments]
     return MaskParts(rule, least, ids[0] if ids else None)
 

@@ -53,7 +53,9 @@ def make_mesh(**sizes: int) -> Mesh:
     devices, known = jax.devices(), math.prod(size for size in sizes.values() if size)
     if list(sizes.values()).count(0) > 1 or any(size < 0 for size in sizes.values()):
         raise ValueError(f"sizes must be at least 1, and one may be 0, for the devices that are left: got {sizes}")
-    sizes = {name: size or max(len(devices) // known, 1) for name, size in sizes.items()}
+    if 0 in sizes.values() and len(devices) % known:
+        raise ValueError(f"the {len(devices)} devices cannot be cut into {known} parts: give all sizes, got {sizes}")
+    sizes = {name: size or len(devices) // known for name, size in sizes.items()}
     count = math.prod(sizes.values())
     if count > len(devices):
         raise ValueError(f"a mesh of {sizes} wants {count} devices; here: {len(devices)}")
