@@ -122,7 +122,7 @@ def by_splash(query, key, value, *, mask=None, causal=False, with_lse=False):
 
 
 def by_torch(query, key, value, *, mask=None, bias=None, causal=False, dropout_rate=0.0, dropout_rng=None):
-    arrays = _to_torch(query, key, value)
+    arrays = to_torch(query, key, value)
     output = _torch_attend(*arrays, mask, bias, causal, dropout_rate, dropout_rng)
     return _from_torch(output, query.dtype)
 
@@ -130,9 +130,9 @@ def by_torch(query, key, value, *, mask=None, bias=None, causal=False, dropout_r
 def torch_gradients(attend, inputs, cotangent, *, mask=None, bias=None):
     import torch
 
-    arrays = [x.requires_grad_() for x in _to_torch(*inputs)]
+    arrays = [x.requires_grad_() for x in to_torch(*inputs)]
     output = _torch_attend(*arrays, mask, bias)
-    gradients = torch.autograd.grad(output, arrays, _to_torch(cotangent)[0])
+    gradients = torch.autograd.grad(output, arrays, to_torch(cotangent)[0])
     return _from_torch(output, inputs[0].dtype), [_from_torch(x, inputs[0].dtype) for x in gradients]
 
 
@@ -149,7 +149,7 @@ def _torch_attend(query, key, value, mask=None, bias=None, causal=False, dropout
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, added, dropout_rate, causal, **grouped)
 
 
-def _to_torch(*arrays):
+def to_torch(*arrays):
     """In its own layout, heads before length."""
     import torch
 
