@@ -1,1 +1,1 @@
-"""Side-by-side measurements against peers; each module is run as `python -m benchmarks.NAME`."""
+"""Side-by-side measurements against peers, all run as `python -m benchmarks`."""

@@ -1,14 +1,12 @@
-"""Greedy text from a GPT-2 of random weights, beside `transformers`: `python -m benchmarks.generation`.
+"""Greedy text from a GPT-2 of random weights, beside `transformers`.
 
-The smallest GPT-2 (12 layers, 768 channels), a prompt of 64 tokens and 128 new ones, on the CPU in float32, each with
-its cache. Each contender writes once in each round, in a random order; printed are new tokens a second, prompt
-included in the time, and their ratio. Then the time of one more token where 64 and where 512 are held, in a cache of
-the same size.
+The smallest GPT-2 (12 layers, 768 channels), a prompt of 64 tokens and 128 new ones, in float32, each with its cache.
+Each contender writes once in each round, the prompt included in the time. Then the time of one more token where 64 and
+where 512 are held, in a cache of the same size.
 """
 
-import argparse
-import platform
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -17,7 +15,8 @@ from flax import nnx
 from attention_jax.generate import generate, stream
 from attention_jax.pretrained import build_gpt2
 from attention_jax.sampling import Sampling
-from benchmarks.interleave import medians
+from benchmarks.interleave import seconds
+from benchmarks.results import OURS, Row
 
 try:
     import torch
@@ -44,35 +43,24 @@ def theirs(model, batch: int):
     return lambda: model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
 
 
-def seconds_a_token(model, held: int, room: int = 640) -> float:
-    """The median time of a token after `held` others, in a cache with room for `room`."""
+def token_after(model, held: int, room: int = 640) -> list[float]:
+    """Seconds of each of some tokens after `held` others, in a cache with room for `room`."""
     tokens = stream(model, prompts(1, held), room - held, rng=RNG, sampling=GREEDY)
     times = []
     for _ in range(40):
         start = time.perf_counter()
         next(tokens)
         times.append(time.perf_counter() - start)
-    return sorted(times[5:])[len(times[5:]) // 2]
+    return times[5:]
 
 
-def main() -> None:
-    """Print the tables, as Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.generation", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="times that each contender writes")
-    rounds = parser.parse_args().rounds
+def measure(rounds: int) -> Iterator[Row]:
+    """All rows of the benchmark."""
     model = build_gpt2(50257, 1024, 768, 12, 12, rngs=nnx.Rngs(0))
     peer = None if torch is None else transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}" if torch else "no torch"
-    print(f"jax {jax.__version__}, {versions}, {platform.machine()}, float32\n")
-    print("| batch | attention_jax, tokens/s | transformers, tokens/s | ratio |\n|---|---|---|---|")
     for batch in (1, 8):
-        contenders = {"ours": ours(model, batch)} | ({} if peer is None else {"theirs": theirs(peer, batch)})
-        speed = {name: batch * NEW / seconds for name, seconds in medians(contenders, rounds).items()}
-        other = speed.get("theirs", float("nan"))
-        print(f"| {batch} | {speed['ours']:.1f} | {other:.1f} | {speed['ours'] / other:.2f} |")
-    near, far = seconds_a_token(model, 64), seconds_a_token(model, 512)
-    print(f"\nA token after 64 others: {1e3 * near:.1f} ms; after 512: {1e3 * far:.1f} ms, {far / near:.2f} of that.")
-
-
-if __name__ == "__main__":
-    main()
+        contenders = {OURS: ours(model, batch)} | ({} if peer is None else {"transformers": theirs(peer, batch)})
+        for name, values in seconds(contenders, rounds).items():
+            yield Row(f"{NEW} tokens after {PROMPT}", f"batch of {batch}", name, values, tokens=batch * NEW)
+    for held in (64, 512):
+        yield Row("One more token", f"after {held} others", OURS, token_after(model, held), tokens=1)

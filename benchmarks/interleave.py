@@ -1,13 +1,12 @@
 """Timing that a noisy machine cannot bend far: every contender runs in every round, in a random order."""
 
 import random
-import statistics
 import time
 from collections.abc import Callable
 
 
-def medians(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of a call of each contender, after two calls to warm up.
+def seconds(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a call of each contender, round by round, after two calls to warm up.
 
     Between calls there is a pause: the threads of one library's pool spin for a while after their work, and would take
     the cores from the next.
@@ -23,4 +22,4 @@ def medians(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[st
             start = time.perf_counter()
             contenders[name]()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times

@@ -1,25 +1,25 @@
-"""The training step beside a plain PyTorch loop of the same model: `python -m benchmarks.training`.
+"""The training step beside a plain PyTorch loop of the same model.
 
 The `shakespeare` recipe for a CPU, which is nanoGPT's: 4 layers, 4 heads, 128 channels, context 64, batch 12, AdamW
 with clipping. Ours is what `train.loop` runs in a step, the batch and the fetched metrics included. Each contender runs
-a few steps in each round, in a random order; printed are tokens a second, and their ratio to eager PyTorch. Then the
-time from the command `python -m train` to its first training step, with nothing compiled before.
+a few steps in each round. Then the time from the command `python -m train` to its first training step, with nothing
+compiled before.
 """
 
-import argparse
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from benchmarks.interleave import medians
+from benchmarks.interleave import seconds
+from benchmarks.results import OURS, Row
 from configs import shakespeare
 from train.data.text import batch
 from train.memory import keep_freed_memory
@@ -138,31 +138,28 @@ def seconds_to_first_step() -> float:
         return seconds
 
 
-def main() -> None:
-    """Print the tables, as Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30, help="times that each contender is timed")
-    rounds = parser.parse_args().rounds
+def contenders() -> tuple[dict, dict]:
+    """Those that run, by name, and why others do not."""
+    if torch is None:
+        return {OURS: ours()}, {}
+    running = {OURS: ours(), "torch, eager": theirs(compiled=False)}
+    compiled = theirs(compiled=True)
+    try:
+        compiled()
+    except Exception as error:  # where it has no compiler, or none that works
+        return running, {"torch.compile": str(error).splitlines()[0]}
+    return {**running, "torch.compile": compiled}, {}
+
+
+def measure(rounds: int) -> Iterator[Row]:
+    """All rows of the benchmark."""
     keep_freed_memory()
-    contenders = {"attention_jax": ours()}
-    if torch is not None:
-        contenders["torch, eager"] = theirs(compiled=False)
-        try:
-            contenders["torch.compile"] = theirs(compiled=True)
-            contenders["torch.compile"]()
-        except Exception as error:  # where it has no compiler, or none that works
-            del contenders["torch.compile"]
-            print(f"torch.compile does not work here: {str(error).splitlines()[0]}\n")
-    print(f"jax {jax.__version__}, torch {torch.__version__ if torch else '-'}, {platform.machine()}, float32\n")
-    print("| | ms a step | tokens/s | over eager torch |\n|---|---|---|---|")
-    seconds = {name: time / STEPS for name, time in medians(contenders, rounds).items()}
+    table, case = "A training step", "shakespeare"
     tokens = shakespeare.data.batch_size * shakespeare.model.context_length
-    base = seconds.get("torch, eager", seconds["attention_jax"])
-    for name, time_ in seconds.items():
-        print(f"| {name} | {1e3 * time_:.1f} | {tokens / time_:,.0f} | {base / time_:.2f} |")
-    starts = sorted(seconds_to_first_step() for _ in range(3))
-    print(f"\nFrom the command to the first training step of `text`: {starts[1]:.1f} s (median of three)")
-
-
-if __name__ == "__main__":
-    main()
+    running, others = contenders()
+    for name, values in seconds(running, rounds).items():
+        yield Row(table, case, name, [value / STEPS for value in values], tokens=tokens)
+    for name, reason in others.items():
+        yield Row(table, case, name, [], missing=reason)
+    starts = [seconds_to_first_step() for _ in range(3)]
+    yield Row("From the command to the first training step", "text", OURS, starts)

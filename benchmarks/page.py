@@ -1,0 +1,158 @@
+"""The page of a run, as Markdown, made from its rows alone."""
+
+import statistics
+
+from benchmarks.results import Ratio, Row, is_ours, ratio
+
+Tables = dict[str, dict[str, list[Row]]]  # by table, then by case; ours is the first of a case
+
+START = """# Benchmarks
+
+The same work by this library and by others, in one process, each once in every round, in a random order.
+{machine}
+The first column of a table is our time. Every other is a multiple of it, the median over the rounds, so that above 1
+the other is slower; in brackets is the middle half of the rounds. One is called faster than another where that half
+lies wholly on one side of 1. All is float32, on random numbers.
+"""
+
+NOTES = """## What is measured
+
+`attention_jax` is what `attention` chooses by itself; `attention_jax, reference` is our equation as it is written, with
+all weights in memory. Shapes are (B, T, N, H): batch, length, heads, channels of a head. JAX libraries that hold all
+weights are left out where T is over 1024, but for `jax.nn`, which is left out over 4096. `equinox` has a module only,
+whose projections are part of its time. Memory is what XLA's compiled program takes besides its inputs and outputs;
+PyTorch does not tell. *128 tokens after 64* is greedy text by the smallest GPT-2, of random weights, each library with
+its cache. *A training step* is that of the preset `shakespeare`, beside a plain PyTorch loop of the same model and
+optimiser, the making of the batch included.
+"""
+
+AGAIN = """## Run it again
+
+```sh
+pip install -e ".[train]" torch transformers    # from a checkout; more libraries are measured if they are there
+python -m benchmarks --write docs               # all of it; writes this page, its plots and results.json
+python -m benchmarks training --rounds 5        # one of attention, generation, training; prints its tables
+python -m benchmarks --from docs/benchmarks/results.json --write docs    # the page once more, from the same run
+```
+
+[results.json](benchmarks/results.json) has every single measurement.
+"""
+
+
+def to_markdown(run: dict, rows: list[Row]) -> str:
+    """The page."""
+    tables = by_table(rows)
+    parts = [START.format(machine=machine(run)), missing(run, rows), faster_peers(tables)]
+    for name, cases in tables.items():
+        picture = f"![{name}: others as multiples of ours](benchmarks/{file_name(name)})"
+        parts += [f"## {name}", picture if peers(cases) else "", table(cases)]
+    return "\n\n".join(part.strip() for part in [*parts, NOTES, limits(run), AGAIN] if part) + "\n"
+
+
+def by_table(rows: list[Row]) -> Tables:
+    """Those that were measured, in the order in which they came."""
+    tables: Tables = {}
+    for row in rows:
+        if row.values:
+            tables.setdefault(row.table, {}).setdefault(row.case, []).append(row)
+    return tables
+
+
+def peers(cases: dict[str, list[Row]]) -> list[str]:
+    """All that stand beside ours in a table, in the order in which they came."""
+    return list(dict.fromkeys(row.implementation for _, *others in cases.values() for row in others))
+
+
+def file_name(table: str) -> str:
+    """That of the table's plot."""
+    return table.lower().replace(",", "").replace(" ", "-") + ".svg"
+
+
+def machine(run: dict) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version)
+    return (
+        f"Measured on {run['date']} by `{run['command']}` on {run['cores']} cores ({run['cpu']}, {run['system']}), "
+        f"device {run['device']}, load average {run['load']} when it began; {versions}."
+    )
+
+
+def missing(run: dict, rows: list[Row]) -> str:
+    """What was not measured, and why."""
+    reasons = {name: "not installed" for name, version in run["versions"].items() if version is None}
+    reasons |= {row.implementation: row.missing for row in rows if row.missing}
+    return (
+        "Not measured: " + "; ".join(f"{name} ({reason})" for name, reason in reasons.items()) + "." if reasons else ""
+    )
+
+
+def faster_peers(tables: Tables) -> str:
+    """The section on those that take less than ours, beyond the spread."""
+    lines = ["## Where others are faster", ""]
+    for name, cases in tables.items():
+        for case, (ours, *others) in cases.items():
+            for row in others:
+                taken = ratio(row, ours)
+                if not is_ours(row) and taken.high < 1:
+                    what = "memory" if row.unit == "MiB" else "time"
+                    lines.append(f"- {name}, {case}: `{row.implementation}` takes {with_spread(taken)} of our {what}.")
+    return "\n".join(lines if len(lines) > 2 else [*lines, "In no case of this run, beyond the spread."])
+
+
+def table(cases: dict[str, list[Row]]) -> str:
+    """A case a row, an implementation a column."""
+    columns = peers(cases)
+    (first, *_), *_ = cases.values()
+    heads = ["", first.implementation, *columns, *(["least" if first.unit == "MiB" else "fastest"] if columns else [])]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for case, (ours, *others) in cases.items():
+        ratios = {row.implementation: ratio(row, ours) for row in others}
+        cells = [case, amount(ours), *(with_spread(ratios[name]) if name in ratios else "" for name in columns)]
+        ahead = [verdict(ours, others)] if columns else []
+        lines.append("| " + " | ".join([*cells, *ahead]) + " |")
+    return "\n".join(lines)
+
+
+def amount(row: Row) -> str:
+    """The median, in the unit that reads best."""
+    value = statistics.median(row.values)
+    if row.unit == "MiB":
+        return f"{value:.1f} MiB"
+    unit, size = next(
+        (unit, size) for unit, size in (("s", 1), ("ms", 1e-3), ("µs", 1e-6)) if value >= size or size < 1e-3
+    )
+    speed = f", {row.tokens / value:,.0f} tokens/s" if row.tokens else ""
+    return f"{value / size:.3g} {unit}{speed}"
+
+
+def with_spread(taken: Ratio) -> str:
+    spread = f" ({taken.low:.2f} to {taken.high:.2f})" if taken.low != taken.high else ""
+    return f"{taken.median:.2f}{spread}"
+
+
+def verdict(ours: Row, others: list[Row]) -> str:
+    """Who takes the least, and how many times as much the next of the two sides takes."""
+    ratios = {row.implementation: ratio(row, ours) for row in others if not is_ours(row)}
+    if not ratios:
+        return ""
+    name, taken = min(ratios.items(), key=lambda item: item[1].median)
+    if taken.high < 1:
+        return f"**{name}**, ours takes {1 / taken.median:.2f} times as much"
+    if taken.low > 1:
+        return f"**ours**, {name} takes {taken.median:.2f} times as much"
+    return f"ours or {name}: no difference seen"
+
+
+def limits(run: dict) -> str:
+    """What the numbers cannot tell."""
+    lines = [
+        "## What the numbers cannot tell",
+        "",
+        "- The spread is that within one run. Another run can differ by more, by a third on a machine that is shared;",
+        "  README's tables are medians of five runs.",
+        f"- They are from one machine of {run['cores']} cores, whose load average was {run['load']} when it began.",
+    ]
+    if run["device"] == "cpu":
+        lines.append("- They are from a CPU. No GPU or TPU was used, and nothing here says who is faster on one.")
+    return "\n".join(
+        [*lines, "- Random weights and numbers take the time that learned ones do, but for tokens that end a text."]
+    )

@@ -1,0 +1,98 @@
+"""What a run of the benchmarks leaves: rows of measurements, and what they were measured on and with."""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+OURS = "attention_jax"
+LIBRARIES = "jax", "jaxlib", "flax", "torch", "transformers", "tokamax", "equinox"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation on one case.
+
+    Args:
+      table: heading under which the row stands.
+      case: what is computed, the same for all that are compared.
+      implementation: ours begin with `OURS`; those without a further word are what others are compared with.
+      values: the measurements, one a round, so that those of one round can be compared.
+      unit: "s" or "MiB".
+      tokens: how many a call makes or reads, where that is what counts.
+      missing: why there are no values.
+    """
+
+    table: str
+    case: str
+    implementation: str
+    values: list[float]
+    unit: str = "s"
+    tokens: int = 0
+    missing: str = ""
+
+
+class Ratio(NamedTuple):
+    """Of a peer to ours, in the same rounds: the quartiles. Below 1 the peer takes less."""
+
+    low: float
+    median: float
+    high: float
+
+
+def ratio(row: Row, ours: Row) -> Ratio:
+    ratios = [theirs / mine for theirs, mine in zip(row.values, ours.values, strict=True)]
+    return Ratio(*statistics.quantiles(ratios, method="inclusive")) if len(ratios) > 1 else Ratio(*ratios * 3)
+
+
+def is_ours(row: Row) -> bool:
+    return row.implementation.startswith(OURS)
+
+
+def describe_run(command: str) -> dict:
+    """The machine and its load, the versions installed (None where there is none), the day and the command."""
+    return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "device": jax.devices()[0].device_kind,
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {"python": platform.python_version()} | {name: version_of(name) for name in LIBRARIES},
+    }
+
+
+def cpu_model() -> str:
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
+def version_of(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def dump(run: dict, rows: Iterable[Row], path: Path) -> None:
+    """A row a line, so that two runs can be compared by `diff`."""
+    short = ({**asdict(row), "values": [float(f"{value:.4g}") for value in row.values]} for row in rows)
+    lines = ",\n".join(json.dumps(row) for row in short)
+    path.write_text(f'{{"run": {json.dumps(run, indent=1)},\n"rows": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def load(path: Path) -> tuple[dict, list[Row]]:
+    """What `dump` has written."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    return results["run"], [Row(**row) for row in results["rows"]]
