@@ -14,41 +14,38 @@ from benchmarks.results import Row, describe_run, dump, load
 ROUNDS = {"attention": 15, "generation": 7, "training": 30}
 
 
-def measure(names: list[str], rounds: int | None) -> Iterator[Row]:
-    """The rows of the benchmarks named, each told of as it comes."""
-    for name in names:
-        for row in importlib.import_module(f"benchmarks.{name}").measure(rounds or ROUNDS[name]):
-            print(f"{row.table}, {row.case}: {row.implementation}", file=sys.stderr)
-            yield row
+def measure(name: str, rounds: int | None) -> Iterator[Row]:
+    """The rows of a benchmark, each told of as it comes."""
+    for row in importlib.import_module(f"benchmarks.{name}").measure(rounds or ROUNDS[name]):
+        print(f"{row.table}, {row.case}: {row.implementation}", file=sys.stderr)
+        yield row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ROUNDS)}; all if there is none")
     parser.add_argument("--rounds", type=int, help="how often everything is timed, if not as often as is usual")
-    parser.add_argument(
-        "--from", dest="results", type=Path, metavar="FILE", help="results.json of a run, to run nothing"
-    )
-    parser.add_argument("--write", type=Path, metavar="DIR", help="write benchmarks.md, and benchmarks/ with the rest")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="keep results in DIR/benchmarks, and write the page")
+    parser.add_argument("--only-write", action="store_true", help="run nothing: the page of the results that are there")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in ROUNDS]
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(ROUNDS)}")
+    if options.only_write and not options.write:
+        parser.error("--only-write wants --write DIR")
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     del sys.argv[1:]  # tokamax would read them too
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.write / "benchmarks" if options.write else Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        results = options.results
-        if results is None:
-            results = folder / "results.json"
-            dump(describe_run(command), measure(options.names or list(ROUNDS), options.rounds), results)
-        run, rows = load(results)
-    page = to_markdown(run, rows)
+        for name in [] if options.only_write else options.names or ROUNDS:
+            dump(describe_run(command), measure(name, options.rounds), folder / f"{name}.json")
+        results = load(folder)
+    page = to_markdown(results)
     print(page)
     if options.write:
         (options.write / "benchmarks.md").write_text(page, encoding="utf-8")
-        plots.write(rows, folder)
+        plots.write(results, folder)
 
 
 if __name__ == "__main__":

@@ -1,52 +1,71 @@
-"""The page of a run, as Markdown, made from its rows alone."""
+"""The page of some runs, as Markdown, made from its results alone."""
 
 import statistics
 
-from benchmarks.results import Ratio, Row, is_ours, ratio
+from benchmarks.results import Ratio, Results, Row, is_ours, ratio
 
 Tables = dict[str, dict[str, list[Row]]]  # by table, then by case; ours is the first of a case
 
 START = """# Benchmarks
 
-The same work by this library and by others, in one process, each once in every round, in a random order.
-{machine}
-The first column of a table is our time. Every other is a multiple of it, the median over the rounds, so that above 1
-the other is slower; in brackets is the middle half of the rounds. One is called faster than another where that half
-lies wholly on one side of 1. All is float32, on random numbers.
+The same work by this library and by others, in one process, each once in every round, in a random order. The first
+column of a table is our time. Every other is a multiple of it, the median over the rounds, so that above 1 the other is
+slower; in brackets is the middle half of the rounds. One is called faster than another where that half lies wholly on
+one side of 1. All is float32, on random numbers.
 """
 
-NOTES = """## What is measured
-
+NOTES = {
+    "attention": """
 `attention_jax` is what `attention` chooses by itself; `attention_jax, reference` is our equation as it is written, with
 all weights in memory. Shapes are (B, T, N, H): batch, length, heads, channels of a head. JAX libraries that hold all
 weights are left out where T is over 1024, but for `jax.nn`, which is left out over 4096. `equinox` has a module only,
 whose projections are part of its time. Memory is what XLA's compiled program takes besides its inputs and outputs;
-PyTorch does not tell. *128 tokens after 64* is greedy text by the smallest GPT-2, of random weights, each library with
-its cache. *A training step* is that of the preset `shakespeare`, beside a plain PyTorch loop of the same model and
-optimiser, the making of the batch included.
-"""
+PyTorch does not tell.
+""",
+    "generation": """
+Greedy text by the smallest GPT-2, of random weights, each library with its cache.
+""",
+    "training": """
+A step is that of the preset `shakespeare`, beside a plain PyTorch loop of the same model and optimiser, the making of
+the batch included.
+""",
+}
+
+ANOTHER_RUN = """\
+- The spread is that within one run. Another run can differ by more, by a third on a machine that is shared; README's
+  tables are medians of five runs."""
+
+BUSY = """\
+- The machine had other work when the measuring began, as its load average says. Times in seconds are longer than on an
+  idle one. Ratios suffer less, since all contenders meet the same load."""
+
+CPU_ONLY = """\
+- They are from a CPU. No GPU or TPU was used, and nothing here says who is faster on one."""
 
 AGAIN = """## Run it again
 
 ```sh
 pip install -e ".[train]" torch transformers    # from a checkout; more libraries are measured if they are there
-python -m benchmarks --write docs               # all of it; writes this page, its plots and results.json
+python -m benchmarks --write docs               # all of it; writes this page, its plots and results
 python -m benchmarks training --rounds 5        # one of attention, generation, training; prints its tables
-python -m benchmarks --from docs/benchmarks/results.json --write docs    # the page once more, from the same run
+python -m benchmarks --write docs --only-write  # the page once more, from the same results
 ```
 
-[results.json](benchmarks/results.json) has every single measurement.
+Every single measurement is in `docs/benchmarks/`: {files}.
 """
 
 
-def to_markdown(run: dict, rows: list[Row]) -> str:
+def to_markdown(results: Results) -> str:
     """The page."""
-    tables = by_table(rows)
-    parts = [START.format(machine=machine(run)), missing(run, rows), faster_peers(tables)]
-    for name, cases in tables.items():
-        picture = f"![{name}: others as multiples of ours](benchmarks/{file_name(name)})"
-        parts += [f"## {name}", picture if peers(cases) else "", table(cases)]
-    return "\n\n".join(part.strip() for part in [*parts, NOTES, limits(run), AGAIN] if part) + "\n"
+    parts = [START, missing(results), faster_peers(results)]
+    for name, (run, rows) in results.items():
+        parts += [f"## {name.capitalize()}", NOTES[name], machine(run, rows)]
+        for title, cases in by_table(rows).items():
+            picture = f"![{title}: others as multiples of ours](benchmarks/{file_name(title)})"
+            parts += [f"### {title}", picture if peers(cases) else "", table(cases)]
+    files = ", ".join(f"[{name}.json](benchmarks/{name}.json)" for name in results)
+    parts += [limits([run for run, _ in results.values()]), AGAIN.format(files=files)]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def by_table(rows: list[Row]) -> Tables:
@@ -68,34 +87,38 @@ def file_name(table: str) -> str:
     return table.lower().replace(",", "").replace(" ", "-") + ".svg"
 
 
-def machine(run: dict) -> str:
+def machine(run: dict, rows: list[Row]) -> str:
+    """Where, when, with what and how often it was measured."""
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version)
     return (
-        f"Measured on {run['date']} by `{run['command']}` on {run['cores']} cores ({run['cpu']}, {run['system']}), "
-        f"device {run['device']}, load average {run['load']} when it began; {versions}."
+        f"Measured on {run['date']} by `{run['command']}`, {len(rows[0].values)} rounds, on {run['cores']} cores "
+        f"({run['cpu']}, {run['system']}), device {run['device']}, load average {run['load']} when it began; "
+        f"{versions}."
     )
 
 
-def missing(run: dict, rows: list[Row]) -> str:
+def missing(results: Results) -> str:
     """What was not measured, and why."""
-    reasons = {name: "not installed" for name, version in run["versions"].items() if version is None}
-    reasons |= {row.implementation: row.missing for row in rows if row.missing}
+    reasons = {}
+    for run, rows in results.values():
+        reasons |= {name: "not installed" for name, version in run["versions"].items() if version is None}
+        reasons |= {row.implementation: row.missing for row in rows if row.missing}
     return (
         "Not measured: " + "; ".join(f"{name} ({reason})" for name, reason in reasons.items()) + "." if reasons else ""
     )
 
 
-def faster_peers(tables: Tables) -> str:
+def faster_peers(results: Results) -> str:
     """The section on those that take less than ours, beyond the spread."""
-    lines = ["## Where others are faster", ""]
-    for name, cases in tables.items():
+    lines = []
+    for title, cases in (item for _, rows in results.values() for item in by_table(rows).items()):
         for case, (ours, *others) in cases.items():
             for row in others:
                 taken = ratio(row, ours)
                 if not is_ours(row) and taken.high < 1:
                     what = "memory" if row.unit == "MiB" else "time"
-                    lines.append(f"- {name}, {case}: `{row.implementation}` takes {with_spread(taken)} of our {what}.")
-    return "\n".join(lines if len(lines) > 2 else [*lines, "In no case of this run, beyond the spread."])
+                    lines.append(f"- {title}, {case}: `{row.implementation}` takes {with_spread(taken)} of our {what}.")
+    return "\n".join(["## Where others are faster", "", *(lines or ["In no case of these runs, beyond the spread."])])
 
 
 def table(cases: dict[str, list[Row]]) -> str:
@@ -142,17 +165,9 @@ def verdict(ours: Row, others: list[Row]) -> str:
     return f"ours or {name}: no difference seen"
 
 
-def limits(run: dict) -> str:
+def limits(runs: list[dict]) -> str:
     """What the numbers cannot tell."""
-    lines = [
-        "## What the numbers cannot tell",
-        "",
-        "- The spread is that within one run. Another run can differ by more, by a third on a machine that is shared;",
-        "  README's tables are medians of five runs.",
-        f"- They are from one machine of {run['cores']} cores, whose load average was {run['load']} when it began.",
-    ]
-    if run["device"] == "cpu":
-        lines.append("- They are from a CPU. No GPU or TPU was used, and nothing here says who is faster on one.")
-    return "\n".join(
-        [*lines, "- Random weights and numbers take the time that learned ones do, but for tokens that end a text."]
-    )
+    lines = ["## What the numbers cannot tell", "", ANOTHER_RUN]
+    lines += [BUSY] if any(run["load"] > run["cores"] / 2 for run in runs) else []
+    lines += [CPU_ONLY] if all(run["device"] == "cpu" for run in runs) else []
+    return "\n".join(lines)

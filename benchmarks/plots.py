@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.page import by_table, file_name, peers
-from benchmarks.results import OURS, Row, ratio
+from benchmarks.results import OURS, Results, Row, ratio
 
 GREY = "#808080"  # is read on white and on black
 LOOKS = {  # the same in every plot
@@ -22,10 +22,11 @@ STYLE = {
 }  # fmt: skip
 
 
-def write(rows: list[Row], folder: Path) -> None:
+def write(results: Results, folder: Path) -> None:
     """One SVG a table, the same bytes for the same rows."""
+    tables = {name: cases for _, rows in results.values() for name, cases in by_table(rows).items()}
     with matplotlib.rc_context(STYLE):
-        for name, cases in by_table(rows).items():
+        for name, cases in tables.items():
             if peers(cases):
                 figure = plot(cases)
                 figure.savefig(folder / file_name(name), transparent=True, metadata={"Date": None, "Creator": None})

@@ -40,6 +40,10 @@ class Row:
     missing: str = ""
 
 
+Results = dict[str, tuple[dict, list[Row]]]
+"""Of each benchmark, the run that it comes from and its rows."""
+
+
 class Ratio(NamedTuple):
     """Of a peer to ours, in the same rounds: the quartiles. Below 1 the peer takes less."""
 
@@ -92,7 +96,8 @@ def dump(run: dict, rows: Iterable[Row], path: Path) -> None:
     path.write_text(f'{{"run": {json.dumps(run, indent=1)},\n"rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
-def load(path: Path) -> tuple[dict, list[Row]]:
-    """What `dump` has written."""
-    results = json.loads(path.read_text(encoding="utf-8"))
-    return results["run"], [Row(**row) for row in results["rows"]]
+def load(folder: Path) -> Results:
+    """What `dump` has written into the folder, by the names of the files."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.json"))}
+    found = {name: json.loads(text) for name, text in texts.items()}
+    return {name: (results["run"], [Row(**row) for row in results["rows"]]) for name, results in found.items()}
