@@ -8,8 +8,8 @@ Tables = dict[str, dict[str, list[Row]]]  # by table, then by case; ours is the 
 
 START = """# Benchmarks
 
-The same work by this library and by others, in one process, each once in every round, in a random order. The first
-column of a table is our time. Every other is a multiple of it, the median over the rounds, so that above 1 the other is
+The same work by this library and by others, in one process, each once in every round, in a random order. The column
+`attention_jax` is our time. Every other is a multiple of it, the median over the rounds, so that above 1 the other is
 slower; in brackets is the middle half of the rounds. One is called faster than another where that half lies wholly on
 one side of 1. All is float32, on random numbers.
 """
@@ -37,7 +37,7 @@ ANOTHER_RUN = """\
 
 BUSY = """\
 - The machine had other work when the measuring began, as its load average says. Times in seconds are longer than on an
-  idle one. Ratios suffer less, since all contenders meet the same load."""
+  idle one, and ratios are bent as well: a library whose threads wait for each other often loses more."""
 
 CPU_ONLY = """\
 - They are from a CPU. No GPU or TPU was used, and nothing here says who is faster on one."""
@@ -99,7 +99,7 @@ def machine(run: dict, rows: list[Row]) -> str:
 
 def missing(results: Results) -> str:
     """What was not measured, and why."""
-    reasons = {}
+    reasons = {f"the benchmark {name}": "no results kept" for name in NOTES if name not in results}
     for run, rows in results.values():
         reasons |= {name: "not installed" for name, version in run["versions"].items() if version is None}
         reasons |= {row.implementation: row.missing for row in rows if row.missing}
@@ -125,13 +125,14 @@ def table(cases: dict[str, list[Row]]) -> str:
     """A case a row, an implementation a column."""
     columns = peers(cases)
     (first, *_), *_ = cases.values()
-    heads = ["", first.implementation, *columns, *(["least" if first.unit == "MiB" else "fastest"] if columns else [])]
+    ahead = ["least" if first.unit == "MiB" else "fastest"] if columns else []
+    heads = ["", *ahead, first.implementation, *columns]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for case, (ours, *others) in cases.items():
-        ratios = {row.implementation: ratio(row, ours) for row in others}
-        cells = [case, amount(ours), *(with_spread(ratios[name]) if name in ratios else "" for name in columns)]
-        ahead = [verdict(ours, others)] if columns else []
-        lines.append("| " + " | ".join([*cells, *ahead]) + " |")
+        ratios = {row.implementation: with_spread(ratio(row, ours)) for row in others}
+        cells = [unbroken(case), *([verdict(ours, others)] if ahead else []), amount(ours)]
+        cells += [ratios.get(name, "") for name in columns]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -148,8 +149,13 @@ def amount(row: Row) -> str:
 
 
 def with_spread(taken: Ratio) -> str:
-    spread = f" ({taken.low:.2f} to {taken.high:.2f})" if taken.low != taken.high else ""
+    spread = " " + unbroken(f"({taken.low:.2f} to {taken.high:.2f})") if taken.low != taken.high else ""
     return f"{taken.median:.2f}{spread}"
+
+
+def unbroken(text: str) -> str:
+    """In a narrow column, on one line."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def verdict(ours: Row, others: list[Row]) -> str:
