@@ -132,10 +132,12 @@ def seconds_to_first_step() -> float:
         process = subprocess.Popen([sys.executable, "-m", "train", "--quiet"], cwd=folder, env=environment)
         while process.poll() is None and not (records.exists() and records.stat().st_size):
             time.sleep(0.02)
-        seconds = time.perf_counter() - start
+        duration = time.perf_counter() - start
         process.kill()
         process.wait()
-        return seconds
+        if not records.exists():
+            raise RuntimeError(f"`python -m train` ended with status {process.returncode} before its first step")
+        return duration
 
 
 def contenders() -> tuple[dict, dict]:
