@@ -159,16 +159,18 @@ def unbroken(text: str) -> str:
 
 
 def verdict(ours: Row, others: list[Row]) -> str:
-    """Who takes the least, and how many times as much the next of the two sides takes."""
+    """Who takes the least, and how many times as much ours or the next takes."""
     ratios = {row.implementation: ratio(row, ours) for row in others if not is_ours(row)}
     if not ratios:
         return ""
-    name, taken = min(ratios.items(), key=lambda item: item[1].median)
-    if taken.high < 1:
+    faster = {name: taken for name, taken in ratios.items() if taken.high < 1}
+    level = [name for name, taken in ratios.items() if taken.low <= 1]
+    if level and not faster:
+        return f"ours or {' or '.join(level)}: no difference seen"
+    name, taken = min((faster or ratios).items(), key=lambda item: item[1].median)
+    if faster:
         return f"**{name}**, ours takes {1 / taken.median:.2f} times as much"
-    if taken.low > 1:
-        return f"**ours**, {name} takes {taken.median:.2f} times as much"
-    return f"ours or {name}: no difference seen"
+    return f"**ours**, {name} takes {taken.median:.2f} times as much"
 
 
 def limits(runs: list[dict]) -> str:

@@ -1,0 +1,128 @@
+"""The page of the benchmarks says what its rows say, and the rows come from runs. No time is asserted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import attention_jax as aj
+from benchmarks import attention, interleave, plots
+from benchmarks.page import to_markdown
+from benchmarks.results import OURS, Row, describe_run, dump, load, ratio
+
+DOCS = Path(__file__).parents[1] / "docs"
+RUN = {
+    "command": "python -m benchmarks", "date": "2026-01-02", "cpu": "A CPU", "cores": 3, "load": 1.5, "device": "cpu",
+    "system": "Linux x86_64", "versions": {"python": "3.11.0", "jax": "0.10.2", "equinox": None},
+}  # fmt: skip
+ROWS = [
+    Row("Attention", "short", OURS, [2.0, 2.0, 4.0, 2.0]),
+    Row("Attention", "short", "torch", [1.0, 1.0, 2.0, 1.2]),
+    Row("Attention", "short", "jax.nn", [1.0, 3.0, 6.0, 1.8]),
+    Row("Attention", "long", OURS, [0.002, 0.002, 0.002]),
+    Row("Attention", "long", "torch", [0.003, 0.003, 0.005]),
+    Row("Attention", "even", OURS, [1.0, 1.0, 1.0, 1.0]),
+    Row("Attention", "even", f"{OURS}, reference", [0.5, 0.5, 0.5, 0.5]),
+    Row("Attention", "even", "torch", [0.6, 0.8, 1.2, 1.4]),
+    Row("Step", "of ours", OURS, [0.5, 0.5], tokens=100),
+    Row("Step", "of ours", "torch.compile", [], missing="no compiler"),
+]
+RESULTS = {"attention": (RUN, ROWS)}
+
+
+def page_of(results) -> str:
+    """With plain spaces only."""
+    return to_markdown(results).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def faster(page: str) -> list[str]:
+    """What the section on faster peers lists."""
+    section = page.partition("## Where others are faster\n\n")[2].partition("\n\n##")[0]
+    return [line for line in section.splitlines() if line.startswith("- ")]
+
+
+def test_only_peers_that_are_faster_beyond_the_spread_are_listed():
+    assert faster(page_of(RESULTS)) == ["- Attention, short: `torch` takes 0.50 (0.50 to 0.53) of our time."]
+    page = page_of({"attention": (RUN, [row for row in ROWS if row.case != "short"])})
+    assert "In no case of these runs" in page and not faster(page)
+
+
+def test_each_case_says_who_is_faster_and_by_how_much():
+    page = page_of(RESULTS)
+    assert (
+        "| short | **torch**, ours takes 2.00 times as much | 2 s | 0.50 (0.50 to 0.53) | 1.20 (0.80 to 1.50) |  |"
+        in page
+    )
+    assert "| long | **ours**, torch takes 1.50 times as much | 2 ms | 1.50 (1.50 to 2.00) |  |  |" in page
+    assert "| even | ours or torch: no difference seen | 1 s | 1.00 (0.75 to 1.25) |  | 0.50 |" in page
+    assert "| of ours | 500 ms, 200 tokens/s |" in page
+
+
+def test_what_was_not_measured_is_named():
+    named = page_of(RESULTS).partition("Not measured: ")[2].partition(".\n")[0]
+    assert named.split("; ") == [
+        "the benchmark generation (no results kept)",
+        "the benchmark training (no results kept)",
+        "equinox (not installed)",
+        "torch.compile (no compiler)",
+    ]
+
+
+def test_the_machine_and_its_limits_are_named():
+    page = page_of(RESULTS)
+    assert "4 rounds, on 3 cores (A CPU, Linux x86_64), device cpu, load average 1.5 when" in page
+    assert "No GPU or TPU was used" in page and "other work" not in page
+    assert "The machine had other work" in page_of({"attention": ({**RUN, "load": 1.6}, ROWS)})
+    assert "No GPU or TPU" not in page_of({"attention": ({**RUN, "device": "NVIDIA H100"}, ROWS)})
+
+
+def test_the_committed_page_is_that_of_the_committed_results():
+    page = to_markdown(load(DOCS / "benchmarks"))
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == page
+    pictures = {path.name for path in (DOCS / "benchmarks").glob("*.svg")}
+    assert pictures and all(f"](benchmarks/{name})" in page for name in pictures)
+
+
+def test_results_come_back_as_they_were_written(tmp_path):
+    run = describe_run("python -m benchmarks")
+    dump(run, ROWS, tmp_path / "attention.json")
+    assert load(tmp_path) == {"attention": (run, ROWS)}
+    assert run["versions"]["jax"] and run["cores"] >= 1
+
+
+def test_plots_are_the_same_bytes_for_the_same_rows(tmp_path):
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        plots.write(RESULTS, tmp_path / folder)
+    names = [path.name for path in (tmp_path / "one").iterdir()]
+    assert names == ["attention.svg"]  # nothing stands beside ours in the other table
+    assert (tmp_path / "one" / names[0]).read_bytes() == (tmp_path / "other" / names[0]).read_bytes()
+
+
+def test_every_contender_runs_once_in_every_round_after_two_calls():
+    calls = []
+    times = interleave.seconds({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=4)
+    assert calls[:6] == list("aabbcc") and [set(calls[i : i + 3]) for i in range(6, 18, 3)] == [set("abc")] * 4
+    assert [len(values) for values in times.values()] == [4] * 3
+
+
+def test_rounds_that_are_not_pairs_are_refused():
+    with pytest.raises(ValueError):
+        ratio(Row("", "", "torch", [1.0]), Row("", "", OURS, [1.0, 2.0]))
+
+
+def test_attention_is_measured_forward_and_backward():
+    rows = list(attention.times("A window", (2, 8, 2, 4), aj.sliding_window(3, 0), rounds=2))
+    assert [row.table for row in rows[:: len(rows) // 2]] == ["A window, forward", "A window, forward and backward"]
+    assert {OURS, f"{OURS}, reference", "jax.nn"} <= {row.implementation for row in rows}
+    assert rows[0].implementation == OURS
+    assert all(len(row.values) == 2 and min(row.values) > 0 for row in rows)
+    json.dumps([row.values for row in rows])
+
+
+def test_memory_of_all_weights_grows_faster_than_ours():
+    short, long = (
+        {row.implementation: row.values[0] for row in attention.memory((1, T, 1, 8)) if row.table.endswith("forward")}
+        for T in (2048, 4096)
+    )
+    assert long["jax.nn"] / short["jax.nn"] > 3 > long[OURS] / short[OURS]
