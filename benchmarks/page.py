@@ -166,11 +166,11 @@ def verdict(ours: Row, others: list[Row]) -> str:
     faster = {name: taken for name, taken in ratios.items() if taken.high < 1}
     level = [name for name, taken in ratios.items() if taken.low <= 1]
     if level and not faster:
-        return f"ours or {' or '.join(level)}: no difference seen"
+        return f"{unbroken('no difference seen')}: {', '.join(['ours', *level])}"
     name, taken = min((faster or ratios).items(), key=lambda item: item[1].median)
     if faster:
-        return f"**{name}**, ours takes {1 / taken.median:.2f} times as much"
-    return f"**ours**, {name} takes {taken.median:.2f} times as much"
+        return f"**{name}**, {unbroken(f'ours takes {1 / taken.median:.2f} times as much')}"
+    return f"**ours**, {unbroken(f'{name} takes {taken.median:.2f} times as much')}"
 
 
 def limits(runs: list[dict]) -> str:
