@@ -36,6 +36,9 @@ CASES = {
     "FSDP, scan and remat": (128, {"scan": True, "remat": True}, {"data": 8, "fsdp": True}),
 }
 FAST = {"one device"}
+LEAST = (
+    0.75 if jax.__version__.startswith("0.10.") else 0.6
+)  # the factors are those of jax 0.10; that of 0.7 keeps less
 
 
 def planned(vocab, model, mesh):
@@ -78,7 +81,7 @@ def test_memory(case):
         x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)
     )
     assert held == expected.state
-    assert step_memory(program) == pytest.approx(expected.memory, rel=0.25)
+    assert LEAST * expected.memory <= step_memory(program) <= 1.25 * expected.memory
 
 
 @needs_devices
