@@ -45,7 +45,7 @@ from attention_jax.projections import project_fused as project_fused
 from attention_jax.projections import project_separate as project_separate
 from attention_jax.ring import balanced_order as balanced_order
 from attention_jax.ring import ring_attention as ring_attention
-from attention_jax.scores import Score as Score
+from attention_jax.score_tree import Score as Score
 from attention_jax.scores import add_sinks as add_sinks
 from attention_jax.scores import alibi as alibi
 from attention_jax.scores import bias as bias

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attention_jax.mask_tree import Span, Truth
 from attention_jax.operation import Operation, vary_like
+from attention_jax.spans import Span, Truth
 
 LETTERS = "xbkgts"
 

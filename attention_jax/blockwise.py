@@ -22,7 +22,7 @@ from attention_jax.blocks import Grid, accumulator
 from attention_jax.checks import check_dropout, check_many_heads, check_scale
 from attention_jax.mask_rules import Function
 from attention_jax.mask_tree import Mask
-from attention_jax.scores import Score, ScoreFunction, check_rules
+from attention_jax.score_tree import Score, ScoreFunction, check_rules
 from attention_jax.softmax import AttentionRule, Softmax
 from attention_jax.typing import MaskLike, ScoreLike
 

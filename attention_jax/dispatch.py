@@ -17,7 +17,7 @@ from attention_jax.checks import check_dropout, check_many_heads
 from attention_jax.dot_product import multi_head_attention_and_lse
 from attention_jax.mask_tree import Mask, as_mask
 from attention_jax.masks import prefix
-from attention_jax.scores import as_score
+from attention_jax.score_tree import as_score
 from attention_jax.typing import MaskLike, Positions, ScoreLike
 
 OURS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {

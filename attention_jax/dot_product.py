@@ -31,7 +31,7 @@ from attention_jax.checks import (
 )
 from attention_jax.dropout import keep_positions
 from attention_jax.masks import causal
-from attention_jax.scores import apply_score, check_score
+from attention_jax.score_tree import apply_score, check_score
 from attention_jax.typing import MaskLike, ScoreLike
 
 Change = Callable[[jax.Array], jax.Array]

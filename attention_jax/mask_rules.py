@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from attention_jax.arguments import brief
-from attention_jax.mask_tree import Mask, Span, Truth, node, static
+from attention_jax.mask_tree import Mask
+from attention_jax.node import node, static
+from attention_jax.spans import Span, Truth
 
 
 @node

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +12,11 @@ import numpy as np
 
 from attention_jax.arguments import brief, positions_alike
 from attention_jax.axes import cut_leaves
+from attention_jax.node import node
+from attention_jax.spans import Span, Truth, hull, negation, overlap
 
 if TYPE_CHECKING:
     from attention_jax.typing import Integers, MaskLike
-
-Position = int | jax.Array | np.ndarray
-Span = tuple[Position, Position]
-Truth = bool | jax.Array | np.ndarray
-
-Node = TypeVar("Node")
 
 _DRAWN_SIZE = 8
 _DRAWN_LIMIT = 32
@@ -178,16 +173,6 @@ def as_mask(mask: MaskLike) -> Mask:
     return Array(array)
 
 
-def static() -> Any:
-    return field(metadata={"static": True})
-
-
-@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static,))
-def node(cls: type[Node]) -> type[Node]:
-    """A frozen dataclass that is a pytree: arrays are leaves, fields marked `_static` are not."""
-    return jax.tree_util.register_dataclass(dataclass(frozen=True, eq=False, repr=False)(cls))
-
-
 @node
 class Array(Mask):
     array: jax.Array
@@ -258,10 +243,10 @@ class And(Pair):
         return left[0] & right[0], left[1] & right[1]
 
     def columns_of(self, rows: Span, S: int) -> Span:
-        return _overlap(self.left.columns_of(rows, S), self.right.columns_of(rows, S))
+        return overlap(self.left.columns_of(rows, S), self.right.columns_of(rows, S))
 
     def rows_of(self, columns: Span, T: int) -> Span:
-        return _overlap(self.left.rows_of(columns, T), self.right.rows_of(columns, T))
+        return overlap(self.left.rows_of(columns, T), self.right.rows_of(columns, T))
 
     def __repr__(self) -> str:
         return self._join("&")
@@ -281,10 +266,10 @@ class Or(Pair):
         return left[0] | right[0], left[1] | right[1]
 
     def columns_of(self, rows: Span, S: int) -> Span:
-        return _hull(self.left.columns_of(rows, S), self.right.columns_of(rows, S))
+        return hull(self.left.columns_of(rows, S), self.right.columns_of(rows, S))
 
     def rows_of(self, columns: Span, T: int) -> Span:
-        return _hull(self.left.rows_of(columns, T), self.right.rows_of(columns, T))
+        return hull(self.left.rows_of(columns, T), self.right.rows_of(columns, T))
 
     def __repr__(self) -> str:
         return self._join("|")
@@ -303,7 +288,7 @@ class Not(Mask):
 
     def some_every(self, rows: Span, columns: Span) -> tuple[Truth, Truth]:
         some, every = self.mask.some_every(rows, columns)
-        return _not(every), _not(some)
+        return negation(every), negation(some)
 
     def check(self, T: int, S: int) -> None:
         self.mask.check(T, S)
@@ -360,23 +345,3 @@ def check_placed(name: str, letters: list[str], queries: int, keys: int, T: int,
         )
     if (queries, keys) != (T, S):
         raise ValueError(f"{name} is placed at {queries} query and {keys} key positions, expected T = {T} and S = {S}")
-
-
-def _not(truth: Truth) -> Truth:
-    return not truth if isinstance(truth, bool) else ~truth
-
-
-def _overlap(one: Span, other: Span) -> Span:
-    return _larger(one[0], other[0]), _smaller(one[1], other[1])
-
-
-def _hull(one: Span, other: Span) -> Span:
-    return _smaller(one[0], other[0]), _larger(one[1], other[1])
-
-
-def _smaller(a: Position, b: Position) -> Position:
-    return min(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.minimum(a, b)
-
-
-def _larger(a: Position, b: Position) -> Position:
-    return max(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.maximum(a, b)

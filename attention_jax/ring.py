@@ -19,10 +19,11 @@ from jax.typing import ArrayLike
 from attention_jax.blocks import accumulator
 from attention_jax.blockwise import blockwise_attention, weighted_sums
 from attention_jax.checks import check_many_heads
-from attention_jax.mask_tree import Placed, node
+from attention_jax.mask_tree import Placed
 from attention_jax.masks import prefix
+from attention_jax.node import node
 from attention_jax.operation import vary_like
-from attention_jax.scores import PlacedScore, check_rules
+from attention_jax.score_tree import PlacedScore, check_rules
 from attention_jax.typing import MaskLike, Positions, ScoreLike
 
 

@@ -22,7 +22,7 @@ from attention_jax.blocks import accumulator
 from attention_jax.blockwise import block_grid, block_sizes_for, canonical, canonical_array, pad
 from attention_jax.checks import check_many_heads
 from attention_jax.dispatch import placed
-from attention_jax.scores import check_rules
+from attention_jax.score_tree import check_rules
 from attention_jax.softmax import AttentionRule
 from attention_jax.typing import MaskLike, Positions, ScoreLike
 

@@ -11,7 +11,7 @@ import jax
 from jax.typing import ArrayLike
 
 from attention_jax.mask_tree import Mask
-from attention_jax.scores import Score
+from attention_jax.score_tree import Score
 
 MaskLike = Mask | ArrayLike
 """A `Mask`, or a bool array, True = may attend."""

@@ -15,13 +15,11 @@ from attention_jax.checks import (
     check_bias,
     check_indices,
     check_many_heads,
-    check_mask_shape,
     check_one_head,
     check_scale,
 )
 from attention_jax.dot_product import head_weights
-from attention_jax.mask_tree import as_mask
-from attention_jax.scores import apply_score, check_score
+from attention_jax.score_tree import apply_score, check_rules
 from attention_jax.typing import Integers, MaskLike, ScoreLike
 
 
@@ -81,9 +79,8 @@ def attention_weights(
     options: dict[str, Any] = {"scale": check_scale(scale, H), "precision": precision}
     rows, heads, columns = check_indices("rows", rows, T), check_indices("heads", heads, N), jnp.arange(S)
 
-    visible, score = None if mask is None else as_mask(mask), check_score(score, shape)
+    visible, score = check_rules(mask, score, shape)
     if visible is not None:
-        check_mask_shape(visible, shape)
         visible = cut_leaves(visible, t=rows, n=heads).at(rows, columns)
         visible = visible.reshape((1,) * (len(shape) - visible.ndim) + visible.shape)
     bias = None if bias is None else cut(check_bias(bias, shape), "*nts", t=rows, n=heads)

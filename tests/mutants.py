@@ -61,8 +61,8 @@ MUTANTS = [
     Mutant("blocks.py", "some, every = some > 0, every == heads", "some, every = some > 0, every > 0", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("dropout.py", "rows.astype(jnp.uint32) ^ seeds[0]", "(rows - rows[0]).astype(jnp.uint32) ^ seeds[0]", "test_blockwise.py::test_every_block_size"),
     # scores
-    Mutant("scores.py", "self.second.apply(self.first.apply(", "self.first.apply(self.second.apply(", "test_all_pairs.py -m slow -k 'then and array'"),
-    Mutant("scores.py", "rows[:, None] + (self.offset or 0) - columns", "rows[:, None] - (self.offset or 0) - columns", "test_properties.py::test_a_few_cases"),
+    Mutant("score_tree.py", "self.second.apply(self.first.apply(", "self.first.apply(self.second.apply(", "test_all_pairs.py -m slow -k 'then and array'"),
+    Mutant("score_rules.py", "rows[:, None] + (self.offset or 0) - columns", "rows[:, None] - (self.offset or 0) - columns", "test_properties.py::test_a_few_cases"),
     Mutant("scores.py", "share = jnp.moveaxis(jax.nn.sigmoid(lse - sinks), -1, -2)", "share = jnp.moveaxis(jax.nn.sigmoid(sinks - lse), -1, -2)", "test_blockwise.py::test_sinks_are_keys_without_a_value"),
     # weights, the cache, positions
     Mutant("weights.py", "key[..., heads // (N // K), :]", "key[..., heads % K, :]", "test_weights.py::test_every_mask"),

@@ -14,6 +14,7 @@ from x64 import x64_if
 import attention_jax as aj
 from attention_jax import scores
 from attention_jax.blockwise import blockwise_attention
+from attention_jax.score_rules import relative_bucket
 
 SHAPE = (13, 17, 4, 2, 8, 5, (2,))
 IDS = suite.segment_ids((2,), 13, 1), suite.segment_ids((2,), 17, 2)
@@ -262,7 +263,7 @@ def test_buckets_are_those_of_t5():
         d for d in range(-300, 301) if abs(d) not in (16, 32, 64, 128)
     ]  # there the logarithm is a whole number
     for buckets, bidirectional in ((32, False), (32, True), (20, True)):
-        ours = scores.relative_bucket(jnp.array(distances), buckets, 128, bidirectional=bidirectional)
+        ours = relative_bucket(jnp.array(distances), buckets, 128, bidirectional=bidirectional)
         assert ours.tolist() == [reference.bucket(d, buckets, 128, bidirectional) for d in distances]
 
 

@@ -16,7 +16,7 @@ from attention_jax.blockwise import blockwise_attention
 from attention_jax.checks import check_scale
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import varying
-from attention_jax.scores import Score, check_rules
+from attention_jax.score_tree import Score, check_rules
 
 
 class Request(NamedTuple):

@@ -10,7 +10,8 @@ import numpy as np
 from attention_jax.axes import cut_leaves
 from attention_jax.mask_rules import Causal, Function, KeyLengths, Segments, Window
 from attention_jax.mask_tree import And, Mask
-from attention_jax.scores import Bias, Score, SoftCap
+from attention_jax.score_rules import Bias, SoftCap
+from attention_jax.score_tree import Score
 
 ROWS_AT_ONCE = 512
 
