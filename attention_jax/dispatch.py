@@ -260,26 +260,30 @@ def explain(
     >>> plan.implementation, plan.blocks, plan.skipped
     ('blockwise', 64, 49)
     """
-    plans: list[Any] = []
+    plans: list[tuple[_Choice, _Blocks]] = []
 
     def run(
         query: jax.Array, key: jax.Array, value: jax.Array, mask: MaskLike | None, positions: Positions | None
     ) -> jax.Array:
         request = _request(query, key, value, mask, score, positions, False, **options)
         choice = _choose(request, implementation)
-        plans.append((*choice, *_blocks(request, choice.implementation)))
+        plans.append((choice, _blocks(request, choice.implementation)))
         chosen: dict[str, Any] = {"score": score, "positions": positions, "implementation": choice.implementation}
         return attention(query, key, value, mask=mask, **chosen, **options)
 
     memory: Any = jax.jit(run).lower(query, key, value, mask, positions).compile().memory_analysis()
-    return Explanation(*[*plans[0], memory.temp_size_in_bytes])
+    choice, (blocks, skipped, unmasked, size) = plans[0]
+    return Explanation(*choice, blocks, skipped, unmasked, size, memory.temp_size_in_bytes)
 
 
-def _blocks(request: Request, implementation: str) -> tuple[Any, ...]:
+_Blocks = tuple[int | None, int | None, int | None, tuple[int, int] | None]
+
+
+def _blocks(request: Request, implementation: str) -> _Blocks:
     """How many blocks, how many of them are skipped and unmasked, and their size, as far as they are known."""
     T, S = request.query.shape[-3], request.key.shape[-3]
     if implementation in KERNELS:
-        return (None,) * 4
+        return None, None, None, None
     if implementation == "reference":
         return 1, 0, int(request.mask is None), (T, S)
     grid = block_grid(request.query.shape, request.value.shape, block_sizes_for(request.mask, S))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType
 
 from attention_jax.backends import translation
@@ -142,11 +143,11 @@ class Kernel:
         leaves, tree = jax.tree.flatten(rules)
         scale = float(check_scale(request.scale, request.query.shape[-1]))
         soft_cap = float(request.score.cap) if translation.score_kind(request.score) == translation.SOFT_CAP else None  # type: ignore[union-attr]
-        fast = ByKernel(self, tree, soft_cap, scale, request.precision, platform_of(request.query))
+        here = platform_of(request.query)
+        fast = ByKernel(self, tree, soft_cap, scale, request.precision, here)
         slow = ByBlocks(tree, scale, request.precision)
         shape = (*request.query.shape[:-1], request.value.shape[-1])
         operands = *request.arrays, *map(jnp.asarray, leaves)
-        here = platform_of(request.query)
         only = here if here in self.platforms else None  # elsewhere it is interpreted
         output = jax.ShapeDtypeStruct(shape, request.query.dtype)
         return StandIn(fast, slow, Widened(tree), only, (output,))(*operands)[0]
@@ -167,7 +168,8 @@ class ByKernel:
         mask, score = jax.tree.unflatten(self.tree, leaves)
         *batch, T, N, _ = query.shape
         parts = translation.mask_parts(mask, tuple(batch), key.shape[-3])
-        if parts.rule is not None and not translation.rule_rows_that_see(parts.rule, T, key.shape[-3]).any():
+        sees = translation.rows_that_see(mask, T, key.shape[-3])
+        if isinstance(sees, np.ndarray) and not sees.any():
             return jnp.zeros((*batch, T, N, value.shape[-1]), query.dtype)
         bias = None if translation.score_kind(score) != translation.BIAS else score.array
         if bias is not None:
@@ -177,7 +179,6 @@ class ByKernel:
         options = Options(parts, bias, self.soft_cap, self.scale, self.precision, self.platform)
         flat = (x.reshape(-1, *x.shape[len(batch) :]) for x in (query, key, value))
         output = self.kernel.attend(*flat, options).reshape(*batch, T, N, -1)
-        sees = translation.rows_that_see(mask, T, key.shape[-3])
         if sees is None:
             return output
         return jnp.where(jnp.broadcast_to(sees, (*batch, T))[..., None, None], output, 0)

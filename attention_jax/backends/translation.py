@@ -92,13 +92,13 @@ def score_kind(score: Score | None) -> str | None:
     return SOFT_CAP if known else OTHER_SCORE
 
 
-def rows_that_see(mask: Mask | None, T: int, S: int) -> jax.Array | None:
-    """Bool `[T]` or `[*B, T]`: whether each query sees some key; None if it is known that all do."""
-    if mask is None:
-        return None
-    if _is_static(mask):
-        sees = rule_rows_that_see(mask, T, S)
-        return None if sees.all() else jnp.asarray(sees)
+def rows_that_see(mask: Mask | None, T: int, S: int) -> jax.Array | np.ndarray | None:
+    """Bool `[T]` or `[*B, T]`: whether each query sees some key; None if it is known that all do, and NumPy's where it
+    is known of each."""
+    rule, *arrays = _sort(mask)
+    shown = _rows_that_a_rule_shows(rule, T, S)
+    if mask is None or not any(arrays) or not shown.any():
+        return None if shown.all() else shown
     columns = jnp.arange(S)
 
     def some_rows(first: jax.Array) -> jax.Array:
@@ -111,15 +111,16 @@ def rows_that_see(mask: Mask | None, T: int, S: int) -> jax.Array | None:
     return sees if sees.ndim == 1 else sees[..., 0, :]
 
 
-def rule_rows_that_see(rule: Mask, T: int, S: int) -> np.ndarray:
-    """Bool `[T]` for a rule without arrays."""
-    rows = np.arange(T)
-    if (bounds := band(rule)) is not None:
-        low = 0 if bounds[0] is None else np.maximum(rows + bounds[0], 0)
-        high = S - 1 if bounds[1] is None else np.minimum(rows + bounds[1], S - 1)
-        return np.broadcast_to(low <= high, (T,))
-    firsts = range(0, T, ROWS_AT_ONCE)
-    return np.concatenate([rule_block(rule, rows[t : t + ROWS_AT_ONCE], np.arange(S)).any(axis=1) for t in firsts])
+def _rows_that_a_rule_shows(rule: Mask | None, T: int, S: int) -> np.ndarray:
+    """Bool `[T]`: which queries see some key by a rule without arrays."""
+    rows, bounds = np.arange(T), band(rule)
+    if rule is not None and bounds is None:
+        firsts = range(0, T, ROWS_AT_ONCE)
+        return np.concatenate([rule_block(rule, rows[t : t + ROWS_AT_ONCE], np.arange(S)).any(axis=1) for t in firsts])
+    least, most = bounds or (None, None)
+    first = 0 if least is None else np.maximum(rows + least, 0)
+    last = S - 1 if most is None else np.minimum(rows + most, S - 1)
+    return np.broadcast_to(first <= last, (T,))
 
 
 def rule_block(rule: Mask, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
