@@ -16,9 +16,7 @@ def main(arguments: list[str]) -> int:
     Raises:
       InputError: a preset that is not there, and as `train.loop.run`.
     """
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "text"
-    if name not in PRESETS:
-        raise InputError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+    name = take_preset(arguments)
     description = sys.modules[f"configs.{name.replace('-', '_')}"].__doc__
     prog = f"python -m train {name}"
     config = tyro.cli(Config, default=PRESETS[name], args=arguments, prog=prog, description=description)
@@ -27,6 +25,18 @@ def main(arguments: list[str]) -> int:
     from train.loop import run  # after the command line: a wrong field is answered before JAX is loaded
 
     return run(config)
+
+
+def take_preset(arguments: list[str]) -> str:
+    """The name of the preset that the arguments begin with, which is taken away from them; `text` if they do not.
+
+    Raises:
+      InputError: a preset that is not there.
+    """
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "text"
+    if name not in PRESETS:
+        raise InputError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+    return name
 
 
 def saved_config(name: str) -> Config | None:

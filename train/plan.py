@@ -11,6 +11,7 @@ import tyro
 from attention_jax.blockwise import SCORES_AT_ONCE
 from configs import PRESETS
 from configs.schema import Config, Model
+from train.__main__ import take_preset
 from train.errors import InputError, exit_status
 from train.sharding import check_parts
 
@@ -116,9 +117,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or not arguments[0].isdecimal() or not int(arguments[0]):
         raise InputError("how many tokens are there? python -m train.plan VOCAB [PRESET] [--field value ...]")
     vocab, rest = int(arguments[0]), arguments[1:]
-    name = rest.pop(0) if rest and not rest[0].startswith("-") else "text"
-    if name not in PRESETS:
-        raise InputError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+    name = take_preset(rest)
     print(plan(tyro.cli(Config, default=PRESETS[name], args=rest, prog=f"python -m train.plan {vocab} {name}"), vocab))
     return 0
 
