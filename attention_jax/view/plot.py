@@ -193,7 +193,8 @@ def plot_mask(mask: MaskLike, T: int, S: int | None = None, *, block_size: tuple
 
 
 def _grid(pictures: Sequence[Any] | np.ndarray, titles: list[list[str]], rows: list[str], columns: list[str]) -> Figure:
-    size = 0.6 + 0.075 * max(len(rows), len(columns), 20)
+    tokens = max(len(rows), len(columns))
+    size, fontsize = 0.6 + 0.075 * max(tokens, 20), min(max(5.0, 65 / tokens), 8.0)
     figure = _ShownFigure(figsize=(len(titles[0]) * size + 0.9, len(titles) * size + 1.0), layout="constrained")
     panels = figure.subplots(len(titles), len(titles[0]), squeeze=False, sharex=True, sharey=True)
     for panel in panels.flat:
@@ -201,7 +202,7 @@ def _grid(pictures: Sequence[Any] | np.ndarray, titles: list[list[str]], rows: l
     for line, line_titles, line_panels in zip(pictures, titles, panels, strict=True):
         for picture, title, panel in zip(line, line_titles, line_panels, strict=False):
             panel.set_visible(True)
-            image = _draw(panel, picture, rows, columns, fontsize=5)
+            image = _draw(panel, picture, rows, columns, fontsize)
             panel.set_title(title, fontsize=8)
             panel.label_outer()
     figure.supxlabel("looked at", fontsize=9)
@@ -210,7 +211,7 @@ def _grid(pictures: Sequence[Any] | np.ndarray, titles: list[list[str]], rows: l
     return figure
 
 
-def _draw(panel: Axes, weights: np.ndarray, rows: list[str], columns: list[str], fontsize: int) -> AxesImage:
+def _draw(panel: Axes, weights: np.ndarray, rows: list[str], columns: list[str], fontsize: float) -> AxesImage:
     image = panel.imshow(weights, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     font: dict[str, Any] = {"fontsize": fontsize, "family": "monospace"}
     panel.set_xticks(*_ticks(columns), rotation=90 if max(map(len, columns)) > 2 else 0, **font)
