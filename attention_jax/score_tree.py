@@ -23,7 +23,7 @@ class Score:
     Raises:
       TypeError: it is joined to what is neither a score nor a function.
 
-    >>> from attention_jax import attention
+    >>> from attention_jax import attention, soft_cap
     >>> x = jnp.ones((3, 2, 4))
     >>> attention(x, x, x, score=soft_cap(30.0) >> (lambda logit, head, t, s: logit - abs(t - s))).shape
     (3, 2, 4)
@@ -52,7 +52,7 @@ class Score:
         Raises:
           ValueError: where the score is used, as `Mask.place`.
 
-        >>> from attention_jax import alibi_slopes, attention
+        >>> from attention_jax import alibi, alibi_slopes, attention
         >>> query, key = jnp.ones((2, 4, 8)), jnp.ones((6, 4, 8))
         >>> score = alibi(alibi_slopes(4)).place([4, 5], [0, 1, 2, 3, 4, 5])
         >>> attention(query, key, key, score=score).shape
