@@ -10,7 +10,7 @@ from flax import nnx
 from attention_jax.view import html, plot
 from train.errors import InputError
 from train.experiments import __main__ as command
-from train.experiments import comparison, induction, learning, mask, scale, training
+from train.experiments import comparison, head_size, induction, learning, mask, training
 from train.experiments.report import Report
 
 
@@ -85,49 +85,40 @@ def test_a_difference_within_the_seeds_is_none(monkeypatch, capsys):
     assert "1 head of size 8 did better than 2 heads of size 4 by 0.200 nats" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("losses, said", [
-    ([2.00, 2.01, 2.02, 1.50, 1.51, 1.52], "no factor did better than 1/sqrt\\(d\\) by 0.500"),
-    pytest.param([1.50, 1.51, 1.52, 2.00, 2.01, 2.02], "1/sqrt\\(d\\) did better than no factor by 0.500", marks=pytest.mark.slow),
-    pytest.param([1.5, 2.0, 1.7, 1.6, 1.9, 1.8], "the seeds overlap", marks=pytest.mark.slow),
-])  # fmt: skip
-def test_the_conclusion_on_the_scale(losses, said, monkeypatch, capsys):
-    numbers = iter(losses)
-    monkeypatch.setattr(scale, "learn", lambda start, *args, **options: learning.Learned(start, np.ones(60), {}))
-    monkeypatch.setattr(scale, "validate", lambda *args: {"validation_loss": next(numbers)})
-    scale.run(Report("x"))
-    assert re.search(f"==> .*{said}", capsys.readouterr().out)
+def test_the_verdict_on_two_ways():
+    one, other = [1.50, 1.51, 1.52], [2.00, 2.01, 2.02]
+    assert "one did better than other by 0.500" in comparison.verdict({"one": one, "other": other})
+    assert "one did better than other by 0.500" in comparison.verdict({"other": other, "one": one})
+    assert "the seeds overlap" in comparison.verdict({"one": [1.5, 2.0, 1.7], "other": [1.6, 1.9, 1.8]})
 
 
-@pytest.mark.parametrize("kept, hidden, said", [
-    (0.1, 2.0, "Without the mask the training loss falls to 0.100 nats, 10 times"),
-    pytest.param(1.0, 2.0, "do not show", marks=pytest.mark.slow),
-    pytest.param(0.1, 0.5, "do not show", marks=pytest.mark.slow),
-])  # fmt: skip
-def test_the_conclusion_on_the_mask(kept, hidden, said, monkeypatch, capsys):
-    losses, honest = iter([1.0, kept]), iter([1.0, hidden])
-    monkeypatch.setattr(
-        mask, "learn", lambda start, *args, **options: learning.Learned(start, np.full(60, next(losses)), {})
-    )
-    monkeypatch.setattr(mask, "honest_losses", lambda *args, **options: np.full(3, next(honest)))
-    mask.run(Report("x"))
-    assert said in capsys.readouterr().out
+def test_the_verdict_on_the_mask():
+    said = mask.verdict([1.0, 0.1], [1.0, 2.0])
+    assert "falls to 0.100 nats, 10 times lower than with it (1.000)" in said
+    assert "that model loses 2.00 nats, the masked one 1.00" in said
+    for losses, honest in (([1.0, 1.0], [1.0, 2.0]), ([1.0, 0.1], [1.0, 0.5])):
+        assert "do not show" in mask.verdict(losses, honest)
 
 
-@pytest.mark.parametrize("one_layer, ablated, said", [
-    (2.0, 4.0, "There is an induction head.*cannot do it, and ends at 2.00"),
-    pytest.param(0.02, 4.0, "There is an induction head.*One layer alone ends at 0.02", marks=pytest.mark.slow),
-    pytest.param(2.0, 0.3, "These numbers show no induction head", marks=pytest.mark.slow),
-])  # fmt: skip
-def test_the_conclusion_on_induction(one_layer, ablated, said, monkeypatch, capsys):
-    repeated = iter([one_layer, 0.01, 0.01, 0.01, 0.4, ablated, 0.1, 5.0])
-    scores = np.array([[0.05] * 4, [0.1, 0.9, 0.2, 0.6]]), np.array([[0.3] * 4, [0.02] * 4])
-    monkeypatch.setattr(
-        induction, "learn", lambda start, *args, **options: learning.Learned(start, np.ones(60), {0: start})
-    )
-    monkeypatch.setattr(induction, "losses", lambda *args, **options: (3.2, next(repeated)))
-    monkeypatch.setattr(induction, "statistics", lambda *args, **options: scores)
-    induction.run(Report("x"))
-    assert re.search(f"==> {said}", capsys.readouterr().out)
+def test_the_verdict_on_induction():
+    scores, without = np.array([[0.05] * 4, [0.1, 0.9, 0.2, 0.6]]), [0.01, 0.4, 4.0, 0.1, 5.0]
+    said = induction.verdict((1, 1), scores, without, 2.0)
+    assert said.startswith("There is an induction head: head 1 of layer 1 gives 0.90 of its weight")
+    assert "without the 2 of its kind the loss of repeated letters goes from 0.01 to 4.00 nats" in said
+    assert said.endswith("One layer alone cannot do it, and ends at 2.00.")
+    assert induction.verdict((1, 1), scores, without, 0.02).endswith("One layer alone ends at 0.02.")
+    none = "These numbers show no induction head"
+    assert induction.verdict((1, 1), scores, [0.01, 0.4, 0.3, 0.1, 5.0], 2.0).startswith(none)
+    assert induction.verdict((1, 1), scores, [0.01, 0.4, 4.0, 2.5, 5.0], 2.0).startswith(none)
+    assert induction.verdict((1, 1), scores / 2, without, 2.0).startswith(none)
+    assert induction.verdict((0, 1), scores[::-1], without, 2.0).startswith(none)
+
+
+def test_many_narrow_heads_are_compared_as_one_wide_one_is(monkeypatch):
+    calls = []
+    monkeypatch.setattr(head_size, "compare", lambda report, *heads, **sizes: calls.append((heads, sizes)))
+    head_size.run(Report("x"))
+    assert calls == [((16, 4), {"embed_dim": 64, "steps": 800})]
 
 
 def test_the_command_line(capsys):
@@ -143,7 +134,6 @@ def test_the_command_line(capsys):
 CONCLUSIONS = {
     "mask": r"Without the mask the training loss falls to 0\.0\d+ nats",
     "heads": r"8 heads of size 8 did better than 1 head of size 64",
-    "head_size": r"the seeds overlap",
     "scale": r"1/sqrt\(d\) did better than no factor by 0\.\d+ nats a character, and the worst of its seeds better",
     "training": r"copy: from 0\.[12]\d to 0\.[5-9]\d, 100 %",
     "induction": r"There is an induction head: head \d of layer 1 gives 0\.[89]\d",
@@ -151,7 +141,7 @@ CONCLUSIONS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", command.EXPERIMENTS)
+@pytest.mark.parametrize("name", CONCLUSIONS)
 def test_whole(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert command.main([name]) == 0

@@ -4,7 +4,9 @@ Random letters, repeated with a period that differs from example to example: the
 find where the current one stood before, and to see what came after it. That takes two heads, one after the other.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from attention_jax.inspection import ablate, contributions, inspect, inspect_sta
 from attention_jax.modules import MultiHeadAttention, TransformerBlock, TransformerLM
 from attention_jax.view import html
 from train.experiments.learning import learn
+from train.experiments.report import Report
 from train.step import Batch, next_token_losses
 
 LETTERS = 26
@@ -24,7 +27,7 @@ LENGTH = 48
 SHORTEST, LONGEST = 8, 20
 STEPS = 1500
 KEPT = tuple(range(0, STEPS + 1, 150))
-SIZES = {"vocab_size": LETTERS, "context_length": LENGTH, "embed_dim": 64, "num_heads": 4}
+SIZES: dict[str, Any] = {"vocab_size": LETTERS, "context_length": LENGTH, "embed_dim": 64, "num_heads": 4}
 
 
 def repeats(step: int, size: int = 64) -> Batch:
@@ -44,24 +47,24 @@ def model(num_layers: int) -> TransformerLM:
 
 
 @partial(jax.jit, static_argnames="graphdef")
-def losses(params, tokens, *, graphdef):
+def losses(params: Any, tokens: jax.Array, *, graphdef: nnx.GraphDef) -> tuple[jax.Array, jax.Array]:
     """Mean loss of letters that come for the first time, and of those past the longest period, which all repeat."""
     each, _ = next_token_losses(nnx.merge(graphdef, params), tokens)
     return each[:, : SHORTEST - 1].mean(), each[:, LONGEST:].mean()
 
 
 @partial(jax.jit, static_argnames="graphdef")
-def statistics(params, tokens, *, graphdef):
+def statistics(params: Any, tokens: jax.Array, *, graphdef: nnx.GraphDef) -> tuple[jax.Array, jax.Array]:
     """The mean scores of each head, `[layers, N]`: induction, and weight on the token before."""
-    found = inspect_statistics(nnx.merge(graphdef, params), tokens)
+    found: Any = inspect_statistics(nnx.merge(graphdef, params), tokens)
     return found.induction.mean(1), found.previous_token.mean(1)
 
 
-def run(report) -> None:
+def run(report: Report) -> None:
     """Train one layer and two; find the induction head, watch it come, and take it away."""
     asked = repeats(10**6, 128).tokens
 
-    def measure(fn, model):
+    def measure(fn: Callable[..., Any], model: nnx.Module) -> list[np.ndarray]:
         graphdef, params = nnx.split(model)
         return [np.asarray(x) for x in fn(params, asked if fn is losses else asked[:, :-1], graphdef=graphdef)]
 
@@ -78,7 +81,7 @@ def run(report) -> None:
 
     two = learned["2 layers"]
     induction, previous = measure(statistics, two.model)
-    layer, head = np.unravel_index(np.argmax(induction), induction.shape)
+    layer, head = map(int, np.unravel_index(np.argmax(induction), induction.shape))
     before = int(np.argmax(previous[0]))
     report.say("What each head of the two layers does: weight on the key after an earlier copy, and on the key before.")
     names = [f"layer {i}, head {j}" for i, j in np.ndindex(*induction.shape)]
@@ -124,15 +127,27 @@ def run(report) -> None:
     words = [chr(ord("a") + token) for token in asked[0, :-1]]
     page = html(inspect(two.model, asked[0, :-1]), words, title="Two layers on a repeated word")
     report.page(page, "All heads on one example.")
-    _, _, gone, still, _ = without
-    one_layer = repeated["1 layer"][1]
-    best = f"head {head} of layer {layer} gives {induction[layer, head]:.2f} of its weight to the key after a copy"
-    ablated = (
-        f"without the {len(inductive)} of its kind the loss of repeated letters goes from {without[0]:.2f} to "
-        f"{gone:.2f} nats, without what else is in that layer to {still:.2f}"
+    report.conclude(verdict((layer, head), induction, without, float(repeated["1 layer"][1])))
+
+
+def verdict(best: tuple[int, int], induction: np.ndarray, without: Sequence[float], one_layer: float) -> str:
+    """Whether there is an induction head.
+
+    Args:
+      best: layer and number of the most inductive head.
+      induction: the score of each head, `[layers, N]`.
+      without: the loss of repeated letters with all heads, without the best, without all that are inductive, and
+        without the others of that layer.
+      one_layer: the loss of a model of one layer.
+    """
+    layer, head = best
+    whole, _, gone, still, *_ = without
+    what = (
+        f"head {head} of layer {layer} gives {induction[best]:.2f} of its weight to the key after a copy; without the "
+        f"{(induction > 0.5).sum()} of its kind the loss of repeated letters goes from {whole:.2f} to {gone:.2f} nats, "
+        f"without what else is in that layer to {still:.2f}."
     )
-    if inductive and layer > 0 and gone > without[0] + 1 and gone > 2 * still:
-        alone = f"One layer alone {'cannot do it, and ' if one_layer > without[0] + 1 else ''}ends at {one_layer:.2f}."
-        report.conclude(f"There is an induction head: {best}; {ablated}. {alone}")
-    else:
-        report.conclude(f"These numbers show no induction head: {best}; {ablated}.")
+    if induction[best] > 0.5 and layer > 0 and gone > whole + 1 and gone > 2 * still:
+        alone = f"One layer alone {'cannot do it, and ' if one_layer > whole + 1 else ''}ends at {one_layer:.2f}."
+        return f"There is an induction head: {what} {alone}"
+    return f"These numbers show no induction head: {what}"

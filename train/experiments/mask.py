@@ -1,6 +1,8 @@
 """The causal mask removed: a model that sees the character it is to predict learns to copy it, and nothing else."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,9 +11,11 @@ from flax import nnx
 from attention_jax import attention
 from attention_jax.generate import generate
 from attention_jax.inspection import inspect
+from attention_jax.typing import MaskLike
 from attention_jax.view import plot
 from configs import schema
 from train.experiments.learning import english, learn, plot_losses
+from train.experiments.report import Report
 from train.model import build_model
 from train.step import next_token_losses
 
@@ -20,19 +24,21 @@ SIZES = schema.Model(num_layers=2, num_heads=4, embed_dim=64, context_length=64)
 SHOWN = 24
 
 
-def unmasked(query, key, value, *, mask=None, **options):
+def unmasked(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, mask: MaskLike | None = None, **options: Any
+) -> jax.Array:
     """Attention that sees everything."""
     return attention(query, key, value, **options)
 
 
 @partial(jax.jit, static_argnames="graphdef")
-def honest_losses(params, tokens, *, graphdef):
+def honest_losses(params: Any, tokens: np.ndarray, *, graphdef: nnx.GraphDef) -> jax.Array:
     """Loss of the last token of `[B, T + 1]`, which no position of the input shows."""
     losses, _ = next_token_losses(nnx.merge(graphdef, params), tokens)
     return losses[:, -1]
 
 
-def run(report) -> None:
+def run(report: Report) -> None:
     """Train with the mask and without, and ask both for characters that are not in their input."""
     data = english(SIZES.context_length)
     tokens = np.concatenate([batch.tokens for batch in data.validation])
@@ -57,12 +63,16 @@ def run(report) -> None:
         text = generate(each.model, data.tokenizer.encode("The "), 150, rng=rng).tokens
         report.sample(f"What it writes, {name}", data.tokenizer.decode(np.asarray(text)))
 
-    (masked, open_), numbers = results.values(), list(honest.values())
-    if open_.last < masked.last / 2 and numbers[1] > numbers[0]:
-        report.conclude(
-            f"Without the mask the training loss falls to {open_.last:.3f} nats, {masked.last / open_.last:.0f} times "
-            f"lower than with it ({masked.last:.3f}), and means nothing: where the next character is not in the input, "
-            f"that model loses {numbers[1]:.2f} nats, the masked one {numbers[0]:.2f}."
-        )
-    else:
-        report.conclude("These numbers do not show that the mask matters.")
+    report.conclude(verdict([each.last for each in results.values()], list(honest.values())))
+
+
+def verdict(training: Sequence[float], honest: Sequence[float]) -> str:
+    """Whether the mask matters, by the training losses, and the losses of what no input shows, with it and without."""
+    (masked, unmasked), (masked_honest, unmasked_honest) = training, honest
+    if unmasked >= masked / 2 or unmasked_honest <= masked_honest:
+        return "These numbers do not show that the mask matters."
+    return (
+        f"Without the mask the training loss falls to {unmasked:.3f} nats, {masked / unmasked:.0f} times lower than "
+        f"with it ({masked:.3f}), and means nothing: where the next character is not in the input, that model loses "
+        f"{unmasked_honest:.2f} nats, the masked one {masked_honest:.2f}."
+    )
