@@ -43,7 +43,7 @@ class Data:
     validation_fraction: float = 0.1
     """Share that is kept for validation: of a text its end, of questions some chosen by their hash."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least(1, self, "batch_size", "accumulate", "task_length")
         _at_least(256, self, "vocab_size")
         if self.batch_size % self.accumulate:
@@ -77,7 +77,7 @@ class Model:
     scan: bool = False
     """Run the blocks as one loop, which compiles once and not once a block; the same numbers."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least(1, self, "num_layers", "num_heads", "embed_dim", "context_length")
         _fraction(self, "dropout_rate")
         if self.embed_dim % self.num_heads:
@@ -93,7 +93,7 @@ class Loss:
     z_loss: float = 0.0
     """Factor on the squared logarithm of the softmax's denominator, which keeps logits small (arXiv:2204.02311)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _fraction(self, "label_smoothing")
         _at_least(0, self, "z_loss")
 
@@ -123,7 +123,7 @@ class Optimizer:
     ema_decay: float = 0.0
     """How slowly the average of the weights forgets, which is then what is evaluated and sampled from; 0 for none."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least(0, self, "learning_rate", "warmup_steps", "weight_decay", "clip_norm")
         _fraction(self, "final_fraction", "decay_fraction", "beta2", "ema_decay")
 
@@ -145,7 +145,7 @@ class Mesh:
     process: int = 0
     """Which of them this is, from 0."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least(0, self, "data", "process")
         _at_least(1, self, "model", "processes")
         if self.process >= self.processes:
@@ -187,7 +187,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     mesh: Mesh = field(default_factory=Mesh)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.name) or not self.name.strip("."):
             raise ValueError(f"name may hold letters, digits and . _ - only, got {self.name!r}")
         _at_least(1, self, "steps", "eval_every", "checkpoint_every")
@@ -200,7 +200,7 @@ class Config:
 def save(config: Config, path: Path) -> None:
     """Write a config as TOML, leaving out what is None."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: plain(item) for name, item in value.items() if item is not None}
         return str(value) if isinstance(value, Path) else value
@@ -220,7 +220,7 @@ def load(path: Path) -> Config:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _filled(kind: type, table: dict[str, Any]) -> Any:
+def _filled(kind: Any, table: dict[str, Any]) -> Any:
     """A dataclass from a table of its fields."""
     types = get_type_hints(kind)
     values = {}

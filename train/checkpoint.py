@@ -43,10 +43,10 @@ class Checkpoints:
             self.directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
 
-    def __enter__(self):
+    def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.manager.close()
 
     def clean(self) -> None:
@@ -193,9 +193,9 @@ def digest_files(directory: Path) -> str:
     return sha.hexdigest()
 
 
-def _data(leaf):
+def _data(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _is_key(leaf) -> bool:
+def _is_key(leaf: Any) -> bool:
     return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)

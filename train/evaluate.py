@@ -37,7 +37,7 @@ def report(options: Evaluate) -> str:
     return describe(evaluate(params, dataset.validation, dataset.answers, graphdef=graphdef, dtype=config.model.dtype))
 
 
-def evaluate(params: dict[str, Any], batches: list, answers: bool, **options) -> dict[str, float]:
+def evaluate(params: dict[str, Any], batches: list, answers: bool, **options: Any) -> dict[str, float]:
     """`validation_loss`, the mean over the tokens that count; with `answers` also `accuracy`, the share of sequences
     that were right as a whole.
 

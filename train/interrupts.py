@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: finish the step, save, and say by the exit status what it was."""
 
 import signal
+from types import FrameType
 
 
 class Interrupts:
@@ -9,18 +10,18 @@ class Interrupts:
     `received` is the signal's number, or None.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received: int | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> "Interrupts":
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _note(self, number, frame):
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number

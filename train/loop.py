@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from configs.schema import Config
 from train import run_directory, sharding, show
@@ -26,7 +27,7 @@ from train.memory import check_memory, keep_freed_memory, out_of_memory, step_me
 from train.metrics import Metrics, Speed
 from train.model import build_model, flops_per_token, peak_flops
 from train.optimizer import build_optimizer, learning_rate
-from train.step import create_state, train_step
+from train.step import Batch, create_state, train_step
 
 MOST_SKIPPED = 10
 PROFILED = 5
@@ -50,7 +51,7 @@ def run(config: Config) -> int:
     if config.resume:
         tokenizer = run_directory.check_same(config)
     elif config.start:
-        tokenizer = run_directory.check_start(config)
+        tokenizer = run_directory.check_start(config, config.start)
     dataset = open_dataset(config, tokenizer)
     rows = len(dataset.validation[0].tokens)
     if mesh is not None and rows % mesh.shape["data"]:
@@ -89,7 +90,7 @@ def _directory(config: Config, dataset: Dataset) -> Iterator[tuple[Path, Path | 
 class Trainer:
     """What stays the same through a run, and its state."""
 
-    def __init__(self, config: Config, dataset: Dataset, mesh, directory: Path, interrupts: Interrupts):
+    def __init__(self, config: Config, dataset: Dataset, mesh: Mesh | None, directory: Path, interrupts: Interrupts):
         self.config, self.dataset, self.mesh = config, dataset, mesh
         self.directory, self.interrupts = directory, interrupts
         model_rng, state_rng, self.sample_rng = jax.random.split(jax.random.key(config.seed), 3)
@@ -161,7 +162,8 @@ class Trainer:
         peaks = [peak_flops(device) for device in devices]
         tokens = self.config.data.batch_size * self.config.model.context_length
         flops = tokens * flops_per_token(self.config.model, len(self.dataset.tokenizer))
-        return Speed(tokens, flops, None if None in peaks else sum(peaks))
+        known = [peak for peak in peaks if peak is not None]
+        return Speed(tokens, flops, sum(known) if len(known) == len(peaks) else None)
 
     def say_what_it_is(self, metrics: Metrics, done: int, moved: Path | None) -> None:
         device, count = jax.devices()[0], sum(param.size for param in jax.tree.leaves(self.state.params))
@@ -170,7 +172,7 @@ class Trainer:
         going_on = f", going on after step {done}" if self.config.resume else ""
         metrics.say(f"writing {self.directory}{going_on}" + (f"; the earlier run is now {moved}" if moved else ""))
 
-    def compile(self, batch):
+    def compile(self, batch: Batch) -> tuple[jax.stages.Compiled, int]:
         """The step, compiled for this state and batch, and the bytes that it needs on each device.
 
         Raises:
@@ -221,7 +223,7 @@ class Trainer:
                 return 128 + stopped
         return 0
 
-    def batch(self, step: int):
+    def batch(self, step: int) -> Batch:
         return sharding.place_batch(self.dataset.batch(step), self.mesh)
 
     def save(self, step: int, metrics: Metrics, checkpoints: Checkpoints) -> None:

@@ -3,6 +3,9 @@
 import ctypes
 import os
 import sys
+from typing import Any
+
+import jax
 
 from train.errors import InputError
 
@@ -16,19 +19,19 @@ def keep_freed_memory() -> None:
     gives back every time, and the kernel clears each page once more: of a step of `shakespeare`, that is two fifths.
     """
     if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
             mallopt(threshold, 2**31 - 1)
 
 
-def step_memory(compiled) -> int:
+def step_memory(compiled: jax.stages.Compiled) -> int:
     """Bytes on each device that a compiled step needs: state, batch, and all between."""
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
     return sum(sizes) - memory.alias_size_in_bytes
 
 
-def check_memory(needed: int, device) -> None:
+def check_memory(needed: int, device: jax.Device) -> None:
     """Refuse a step that the device has too little memory for.
 
     Raises:

@@ -54,17 +54,18 @@ class Metrics:
         self.file = path.open("a", encoding="utf-8")
         self.console = Console(file=sys.stdout, quiet=config.quiet, highlight=False, soft_wrap=True)
         self.steps, self.speed = config.steps, speed
-        self.previous, self.seconds, self.timed = None, 0.0, 0
+        self.previous: float | None = None
+        self.seconds, self.timed = 0.0, 0
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
         live = self.console.is_terminal and not config.quiet
         self.progress = Progress(*columns, console=self.console, disable=not live, transient=True)
         self.bar = self.progress.add_task("compiling", total=config.steps, completed=done)
 
-    def __enter__(self):
+    def __enter__(self) -> "Metrics":
         self.progress.start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.progress.stop()
         self.file.close()
 
@@ -72,11 +73,11 @@ class Metrics:
         """Print a line above the bar."""
         self.console.print(text, markup=False)
 
-    def record(self, **values) -> None:
+    def record(self, **values: float) -> None:
         """Write a record, of step and numbers, to the file; what is not finite, JSON cannot hold, and is null."""
-        values = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.records.append(values)
-        self.file.write(json.dumps(values) + "\n")
+        record = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.records.append(record)
+        self.file.write(json.dumps(record) + "\n")
         self.file.flush()
 
     def step(self, step: int, loss: float, learning_rate: float) -> None:

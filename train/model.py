@@ -1,5 +1,6 @@
 """The model that a configuration describes, and how many operations it takes."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -23,15 +24,13 @@ PEAK_FLOPS = {
 """bfloat16 operations a second by device kind, from the makers' data sheets; float16 for the T4."""
 
 
-def build_model(config: schema.Model, vocab_size: int, rng: jax.Array, attention_fn=attention) -> TransformerLM:
+def build_model(
+    config: schema.Model, vocab_size: int, rng: jax.Array, attention_fn: Callable[..., jax.Array] = attention
+) -> TransformerLM:
     """The model of a run, freshly initialised."""
-
-    def block(*args, **kwargs):
-        heads = partial(MultiHeadAttention, attention_fn=attention_fn, fused=config.kind == "gpt2")
-        feed_forward = partial(FeedForward, activation=jax.nn.gelu) if config.kind == "gpt2" else FeedForward
-        parts = {"attention": heads, "feed_forward": feed_forward}
-        return TransformerBlock(*args, **parts, dropout_rate=config.dropout_rate, **kwargs)
-
+    heads = partial(MultiHeadAttention, attention_fn=attention_fn, fused=config.kind == "gpt2")
+    feed_forward = partial(FeedForward, activation=jax.nn.gelu) if config.kind == "gpt2" else FeedForward
+    block = partial(TransformerBlock, attention=heads, feed_forward=feed_forward, dropout_rate=config.dropout_rate)
     return TransformerLM(
         vocab_size, config.context_length, config.embed_dim, config.num_heads, config.num_layers,
         block=block, scan=config.scan, remat=config.remat, rngs=nnx.Rngs(rng),
@@ -45,7 +44,7 @@ def flops_per_token(config: schema.Model, vocab_size: int) -> float:
     return 6 * weights + 12 * config.num_layers * config.embed_dim * config.context_length
 
 
-def peak_flops(device) -> float | None:
+def peak_flops(device: jax.Device) -> float | None:
     """Operations a second that a device could do at most; None if it is not known."""
     known = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
     return PEAK_FLOPS[max(known, key=len)] if known else None

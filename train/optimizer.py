@@ -1,5 +1,7 @@
 """The optimiser of a run, as an Optax transformation."""
 
+from typing import Any
+
 import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
@@ -42,13 +44,13 @@ def build_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformati
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.partition(methods, _methods))
 
 
-def _matrices(params):
+def _matrices(params: Any) -> Any:
     """By name: stacked by `scan`, biases have two dimensions too."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key in MATRICES, params)
 
 
-def _methods(params):
-    def method(path, _):
+def _methods(params: Any) -> Any:
+    def method(path: Any, _: Any) -> str:
         return "muon" if path[0].key == "blocks" and path[-1].key == "kernel" else "adamw"
 
     return jax.tree.map_with_path(method, params)

@@ -3,10 +3,13 @@
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -27,7 +30,7 @@ FREE = ("resume", "quiet", "profile", "mesh.")
 
 
 @contextlib.contextmanager
-def locked(directory: Path):
+def locked(directory: Path) -> Iterator[None]:
     """Make the directory if need be, and hold it against other processes.
 
     Raises:
@@ -61,10 +64,8 @@ def create(config: schema.Config, tokenizer: Tokenizer) -> Path | None:
     try:
         if directory.exists():
             with locked(directory):
-                number = 1
-                while (moved := directory.with_name(f"{config.name}.{number}")).exists():
-                    number += 1
-                directory.rename(moved)
+                names = (directory.with_name(f"{config.name}.{number}") for number in itertools.count(1))
+                moved = directory.rename(next(name for name in names if not name.exists()))
         directory.mkdir(parents=True)
         schema.save(config, directory / "config.toml")
         tokenizers.save(tokenizer, directory / "tokenizer.json")
@@ -89,19 +90,19 @@ def check_same(config: schema.Config) -> Tokenizer:
     return tokenizer
 
 
-def check_start(config: schema.Config) -> Tokenizer:
+def check_start(config: schema.Config, start: Path) -> Tokenizer:
     """The tokenizer of the run that another one is to start from, if the two fit.
 
     Raises:
       InputError: no model is there, or another than `config` has; the message names what differs.
     """
-    if config.start.resolve() == (RUNS / config.name).resolve():
-        raise InputError(f"--start {config.start}: a run cannot start from itself; give it another --name")
-    theirs, tokenizer, _ = load_start(config.start)
+    if start.resolve() == (RUNS / config.name).resolve():
+        raise InputError(f"--start {start}: a run cannot start from itself; give it another --name")
+    theirs, tokenizer, _ = load_start(start)
     pairs = [("tokenizer", config.tokenizer, theirs.tokenizer)]
     pairs += [(f"model.{name}", getattr(config.model, name), getattr(theirs.model, name)) for name in SIZES]
     if differ := [f"{name} is {wanted!r}, there {there!r}" for name, wanted, there in pairs if wanted != there]:
-        raise InputError(f"--start {config.start}: it has another model; {', '.join(differ)}")
+        raise InputError(f"--start {start}: it has another model; {', '.join(differ)}")
     return tokenizer
 
 
@@ -144,13 +145,13 @@ def load_start(start: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
     return schema.Config(tokenizer="bpe", model=sizes), tokenizer, model
 
 
-def flatten(tree: dict, prefix: str = "") -> dict:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted names.
 
     >>> flatten({"a": 1, "b": {"c": 2}})
     {'a': 1, 'b.c': 2}
     """
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from attention_jax import attention
 from attention_jax.modules import FSDP, TENSOR, logical_axes, make_mesh, partition_spec
+from attention_jax.typing import MaskLike
 from configs import schema
 from train.errors import InputError
 
@@ -61,19 +62,27 @@ def sharded_attention(mesh: Mesh | None) -> Callable[..., jax.Array]:
         return attention
     heads = P("data", None, "model", None)
 
-    def attend(query, key, value, *, mask=None, dropout_rate=0.0, dropout_rng=None):
-        def own(query, key, value, *rng):
-            if not rng:
+    def attend(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        *,
+        mask: MaskLike | None = None,
+        dropout_rate: float = 0.0,
+        dropout_rng: jax.Array | None = None,
+    ) -> jax.Array:
+        def own(query: jax.Array, key: jax.Array, value: jax.Array, *rngs: jax.Array) -> jax.Array:
+            if not rngs:
                 return attention(query, key, value, mask=mask)
             place = jax.lax.axis_index("data") * mesh.shape["model"] + jax.lax.axis_index("model")
-            rng = jax.random.fold_in(rng[0], place)
+            rng = jax.random.fold_in(rngs[0], place)
             return attention(query, key, value, mask=mask, dropout_rate=dropout_rate, dropout_rng=rng)
 
-        rng = (dropout_rng,) if dropout_rate else ()
-        specs = (heads, heads, heads, *(P() for _ in rng))
+        rngs = (dropout_rng,) if dropout_rate else ()
+        specs = (heads, heads, heads, *(P() for _ in rngs))
         # all arrays are cut along all axes of the mesh, so that there is nothing to check; kernels refuse the check
         spread = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)
-        return spread(query, key, value, *rng)
+        return spread(query, key, value, *rngs)
 
     return attend
 
@@ -86,9 +95,9 @@ def place(tree: Any, model: nnx.Module, mesh: Mesh | None, fsdp: bool) -> Any:
     named, _ = jax.tree.flatten_with_path(logical_axes(model), is_leaf=_are_names)
     names = {_keys(path): axes for path, axes in named}
 
-    def put(path, leaf):
-        path = _keys(path)
-        axes = next((names[path[first:]] for first in range(len(path)) if path[first:] in names), None)
+    def put(path: Any, leaf: Any) -> jax.Array:
+        keys = _keys(path)
+        axes = next((names[keys[first:]] for first in range(len(keys)) if keys[first:] in names), None)
         axes = axes if axes is not None and leaf.ndim >= len(axes) else None
         return _put(leaf, NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh, rules)))
 
@@ -120,7 +129,7 @@ def highest(number: int) -> int:
     return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
-def _put(array, sharding: NamedSharding):
+def _put(array: Any, sharding: NamedSharding) -> jax.Array:
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         data = jax.random.key_data(array)
         return jax.random.wrap_key_data(_put(data, sharding), impl=jax.random.key_impl(array))
@@ -129,9 +138,9 @@ def _put(array, sharding: NamedSharding):
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _keys(path) -> tuple[str, ...]:
+def _keys(path: Any) -> tuple[str, ...]:
     return tuple(str(getattr(part, "key", getattr(part, "name", ""))) for part in path)
 
 
-def _are_names(node) -> bool:
+def _are_names(node: Any) -> bool:
     return node is None or isinstance(node, tuple)

@@ -2,14 +2,17 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from matplotlib.figure import Figure
 
 from attention_jax.generate import generate
 from attention_jax.inspection import inspect
+from attention_jax.modules import TransformerLM
 from attention_jax.sampling import Sampling
 from attention_jax.view.plot import plot_heads
 from train.data import END, Dataset
@@ -18,7 +21,7 @@ SAMPLE_LENGTH = 400
 PICTURE_LENGTH = 32
 
 
-def sample(model: nnx.Module, dataset: Dataset, rng: jax.Array) -> str:
+def sample(model: TransformerLM, dataset: Dataset, rng: jax.Array) -> str:
     """Text that goes on from a piece of the validation part; or answers to its questions, and where they are wrong."""
     tokenizer = dataset.tokenizer
     if not dataset.answers:
@@ -28,7 +31,7 @@ def sample(model: nnx.Module, dataset: Dataset, rng: jax.Array) -> str:
     prompts = [tokenizer.encode(question) for question, _ in dataset.shown]
     lengths = [len(prompt) for prompt in prompts]
     table = np.stack([np.pad(prompt, (0, max(lengths) - len(prompt))) for prompt in prompts])
-    options = {"rng": rng, "sampling": Sampling(temperature=0.0), "stop": tokenizer.encode(END)}
+    options: dict[str, Any] = {"rng": rng, "sampling": Sampling(temperature=0.0), "stop": tokenizer.encode(END)}
     texts = generate(model, table, max(model.context_length - min(lengths), 1), lengths=lengths, **options)
     for (question, answer), first, tokens, end in zip(dataset.shown, lengths, *map(np.asarray, texts), strict=True):
         written = tokenizer.decode(tokens[first:end]).split(END)[0]
@@ -36,7 +39,7 @@ def sample(model: nnx.Module, dataset: Dataset, rng: jax.Array) -> str:
     return "\n".join(lines)
 
 
-def plot_attention(model: nnx.Module, dataset: Dataset, path: Path) -> None:
+def plot_attention(model: TransformerLM, dataset: Dataset, path: Path) -> None:
     """All heads on the first of the examples that are shown, as a PNG."""
     tokens = dataset.tokenizer.encode("".join(dataset.shown[0]))[: min(PICTURE_LENGTH, model.context_length)]
     graphdef, params = nnx.split(model)
@@ -46,7 +49,7 @@ def plot_attention(model: nnx.Module, dataset: Dataset, path: Path) -> None:
 
 
 @partial(jax.jit, static_argnames="graphdef")
-def weights_of(params, tokens, *, graphdef):
+def weights_of(params: Any, tokens: ArrayLike, *, graphdef: nnx.GraphDef) -> jax.Array:
     """`inspect`, compiled once for all models of a shape."""
     return inspect(nnx.merge(graphdef, params), tokens)
 
@@ -68,7 +71,7 @@ def plot_loss(records: list[dict], path: Path) -> None:
     panel.plot(steps, smooth, color="tab:blue", label="training")
     if validation:
         panel.plot(*zip(*validation, strict=True), color="tab:orange", marker="o", markersize=4, label="validation")
-        last = {"xytext": (0, 8), "textcoords": "offset points", "ha": "right", "fontsize": 9}
+        last: dict[str, Any] = {"xytext": (0, 8), "textcoords": "offset points", "ha": "right", "fontsize": 9}
         panel.annotate(f"{validation[-1][1]:.3f}", validation[-1], **last)
     panel.set(xlabel="step", ylabel="loss, nats per token", title="Learning")
     panel.grid(alpha=0.3)

@@ -13,19 +13,21 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.typing import DTypeLike
 
 
 class Batch(NamedTuple):
     """Sequences to learn from."""
 
-    tokens: jax.Array
+    tokens: jax.Array | np.ndarray
     """int `[B, T + 1]`, of which each token but the first is predicted from those before it."""
-    counted: jax.Array | None = None
+    counted: jax.Array | np.ndarray | None = None
     """bool `[B, T]`, which predictions count; all if it is None."""
 
-    def counts(self) -> jax.Array:
+    def counts(self) -> jax.Array | np.ndarray:
         """`counted`, made out where it is the default."""
         return jnp.ones(self.tokens[:, 1:].shape, bool) if self.counted is None else self.counted
 
@@ -52,7 +54,9 @@ class TrainState(NamedTuple):
         return self.params if self.average is None else self.average
 
 
-def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, rng: jax.Array, *, average: bool = False):
+def create_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, rng: jax.Array, *, average: bool = False
+) -> tuple[nnx.GraphDef, TrainState]:
     """The graph definition of `model`, and the state before the first step.
 
     The parameters are copied: a step donates those it is given, and `model` keeps its own.
@@ -79,7 +83,9 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, rng
     return graphdef, TrainState(zero, params, optimizer.init(params), rng, jnp.copy(zero), averages)
 
 
-def next_token_losses(model: nnx.Module, tokens: jax.Array, rngs: nnx.Rngs | None = None):
+def next_token_losses(
+    model: nnx.Module, tokens: jax.Array | np.ndarray, rngs: nnx.Rngs | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy, in nats, of predicting each token from those before it; and the logits.
 
     Args:
@@ -104,9 +110,10 @@ def next_token_losses(model: nnx.Module, tokens: jax.Array, rngs: nnx.Rngs | Non
 @partial(jax.jit, static_argnames=("graphdef", "optimizer", "dtype", "accumulate", "label_smoothing", "z_loss",
                                    "ema_decay"), donate_argnames="state")  # fmt: skip
 def train_step(
-    state: TrainState, batch: Batch, *, graphdef: nnx.GraphDef, optimizer, dtype="float32", accumulate: int = 1,
-    label_smoothing: float = 0.0, z_loss: float = 0.0, ema_decay: float = 0.0,
-):  # fmt: skip
+    state: TrainState, batch: Batch, *, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
+    dtype: DTypeLike = "float32", accumulate: int = 1, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    ema_decay: float = 0.0,
+) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
     """One update on a batch.
 
     Where the loss, a gradient or what it would lead to is not finite, parameters and optimiser stay as they were, and
@@ -138,7 +145,9 @@ def train_step(
     counted = batch.counts()
     count = jnp.maximum(counted.sum(), 1)
 
-    def loss_of(params, tokens, counted, rng):
+    def loss_of(
+        params: dict[str, Any], tokens: jax.Array, counted: jax.Array, rng: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         losses, logits = next_token_losses(merge(graphdef, params, dtype), tokens, nnx.Rngs(dropout=rng))
         objective = losses
         if label_smoothing or z_loss:
@@ -147,7 +156,7 @@ def train_step(
             objective = (1 - label_smoothing) * losses + label_smoothing * uniform + z_loss * log_z**2
         return jnp.sum(objective, where=counted) / count, jnp.sum(losses, where=counted) / count
 
-    def add_part(total, part):
+    def add_part(total: Any, part: Any) -> tuple[Any, None]:
         (_, loss), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params, *part)
         return jax.tree.map(jnp.add, total, (loss, gradient)), None
 
@@ -175,13 +184,15 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state, state.rng, skipped, average), metrics
 
 
-def _finite(tree) -> jax.Array:
+def _finite(tree: Any) -> jax.Array:
     """Which leaves are finite throughout."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
 
 
 @partial(jax.jit, static_argnames=("graphdef", "dtype"))
-def eval_step(params: dict[str, Any], batch: Batch, *, graphdef: nnx.GraphDef, dtype="float32"):
+def eval_step(
+    params: dict[str, Any], batch: Batch, *, graphdef: nnx.GraphDef, dtype: DTypeLike = "float32"
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What the model makes of a batch, without dropout.
 
     Args:
@@ -207,7 +218,7 @@ def eval_step(params: dict[str, Any], batch: Batch, *, graphdef: nnx.GraphDef, d
     return jnp.sum(losses, where=counted), counted.sum(), right.sum()
 
 
-def merge(graphdef: nnx.GraphDef, params: dict[str, Any], dtype="float32") -> nnx.Module:
+def merge(graphdef: nnx.GraphDef, params: dict[str, Any], dtype: DTypeLike = "float32") -> nnx.Module:
     """The model, with its parameters in the dtype that it is to compute in.
 
     Args:

@@ -1,6 +1,7 @@
 """From text to tokens and back. No tokenizer here has special tokens, which text could be taken for."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +20,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> np.ndarray:
         """int32 tokens `[n]`."""
 
-    def decode(self, tokens) -> str:
+    def decode(self, tokens: Iterable[int]) -> str:
         """The text of some tokens."""
 
     def to_json(self) -> dict:
@@ -37,7 +38,7 @@ class CharTokenizer:
 
     vocabulary: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.vocabulary != "".join(sorted(set(self.vocabulary))):
             raise ValueError("vocabulary must hold each character once, in the order of code points")
 
@@ -62,7 +63,7 @@ class CharTokenizer:
             raise InputError(f"the text holds {text[unknown[0]]!r}, which the model's vocabulary does not")
         return tokens.astype(np.int32)
 
-    def decode(self, tokens) -> str:
+    def decode(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`."""
         return "".join(self.vocabulary[token] for token in tokens)
 
@@ -84,7 +85,7 @@ class ByteTokenizer:
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
-    def decode(self, tokens) -> str:
+    def decode(self, tokens: Iterable[int]) -> str:
         return bytes(np.asarray(tokens, np.uint8)).decode("utf-8", errors="replace")
 
     def to_json(self) -> dict:
@@ -118,7 +119,7 @@ class BpeTokenizer:
         model.train_from_iterator(text.splitlines(keepends=True), trainer)
         return cls(json.loads(model.to_str()))
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, BpeTokenizer) and self.to_json() == other.to_json()
 
     def __len__(self) -> int:
@@ -127,7 +128,7 @@ class BpeTokenizer:
     def encode(self, text: str) -> np.ndarray:
         return np.array(self.model.encode(text).ids, np.int32)
 
-    def decode(self, tokens) -> str:
+    def decode(self, tokens: Iterable[int]) -> str:
         return self.model.decode([int(token) for token in tokens], skip_special_tokens=False)
 
     def to_json(self) -> dict:

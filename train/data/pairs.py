@@ -1,13 +1,12 @@
 """Questions with answers, one pair a sequence: only the answers are learned, and each is right or wrong as a whole."""
 
 import hashlib
-import itertools
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from configs.schema import Config
+from configs.schema import Config, Data
 from train.data import END, Dataset, questions, tasks
 from train.errors import InputError
 from train.step import Batch
@@ -73,22 +72,23 @@ def is_asked(pair: Pair, fraction: float) -> bool:
     return zlib.crc32(pair[0].encode()) < fraction * 2**32
 
 
-def drawn(data, random: np.random.Generator, count: int, *, asked: bool) -> list[Pair]:
+def drawn(data: Data, random: np.random.Generator, count: int, *, asked: bool) -> list[Pair]:
     """Random pairs of a task, all to be asked or all to be learned.
 
     Raises:
       InputError: there seem to be none.
     """
     pairs: list[Pair] = []
-    for tried in itertools.count():
-        if len(pairs) == count:
-            return pairs
+    tried = 0
+    while len(pairs) < count:
         if not pairs and tried > MOST_TRIES:
             which = "ask" if asked else "learn"
             raise InputError(f"no questions to {which}: raise --data.task-length, or change --data.validation-fraction")
         pair = tasks.draw(data.source, data.task_length, random)
         if is_asked(pair, data.validation_fraction) == asked:
             pairs.append(pair)
+        tried += 1
+    return pairs
 
 
 def pack(pairs: Sequence[Pair], tokenizer: Tokenizer, length: int) -> Batch:

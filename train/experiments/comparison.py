@@ -4,15 +4,17 @@ import jax
 import numpy as np
 
 from configs import schema
-from train.experiments.learning import english, learn, plot_losses, validate
+from train.experiments.learning import Learned, english, learn, plot_losses, validate
+from train.experiments.report import Report
 from train.model import build_model
 
 SEEDS = 3
 
 
-def compare(report, one: int, other: int, *, embed_dim: int, steps: int) -> None:
+def compare(report: Report, one: int, other: int, *, embed_dim: int, steps: int) -> None:
     """Train with `one` number of heads and with the `other`, and say whether the difference is larger than chance."""
-    losses, curves = {}, {}
+    losses: dict[str, list[float]] = {}
+    curves: dict[str, Learned] = {}
     for heads in (one, other):
         sizes = schema.Model(num_layers=2, num_heads=heads, embed_dim=embed_dim, context_length=64)
         data = english(sizes.context_length)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from matplotlib.figure import Figure
 
@@ -13,6 +14,7 @@ from attention_jax.modules import TransformerLM
 from configs import schema
 from train.data import Dataset, open_dataset
 from train.evaluate import evaluate
+from train.experiments.report import Report
 from train.optimizer import build_optimizer
 from train.step import Batch, create_state, train_step
 
@@ -33,9 +35,15 @@ class Learned(NamedTuple):
 
 
 def learn(
-    model: TransformerLM, batch: Callable[[int], Batch], steps: int, report, *, name: str, learning_rate: float = 3e-3,
+    model: TransformerLM,
+    batch: Callable[[int], Batch],
+    steps: int,
+    report: Report,
+    *,
+    name: str,
+    learning_rate: float = 3e-3,
     keep: Sequence[int] = (),
-) -> Learned:  # fmt: skip
+) -> Learned:
     """Train a model on the batches of steps 1, 2, ...; `keep` are steps after which a copy is wanted."""
     optimizer = optimizer_of(learning_rate, steps)
     graphdef, state = create_state(model, optimizer, jax.random.key(0))
@@ -57,7 +65,7 @@ def validate(model: TransformerLM, data: Dataset, batches: int | None = None) ->
 
 
 @cache
-def optimizer_of(learning_rate: float, steps: int):
+def optimizer_of(learning_rate: float, steps: int) -> optax.GradientTransformation:
     """The same object for the same numbers, so that a step is compiled once for models of a shape."""
     return build_optimizer(schema.Optimizer(learning_rate=learning_rate), steps)
 

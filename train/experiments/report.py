@@ -12,6 +12,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from attention_jax.view.page import Page
+
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -38,7 +40,8 @@ class Report:
     """
 
     def __init__(self, title: str):
-        self.title, self.parts, self.shown = title[0].upper() + title[1:], [], 0.0
+        self.title, self.shown = title[0].upper() + title[1:], 0.0
+        self.parts: list[str] = []
 
     def say(self, text: str) -> None:
         """A paragraph."""
@@ -77,7 +80,7 @@ class Report:
         text = escape(caption, quote=True)
         self.parts.append(f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>')
 
-    def page(self, page, caption: str) -> None:
+    def page(self, page: Page, caption: str) -> None:
         """A page of `attention_jax.view.html`, to be looked at within this one."""
         self.parts.append(f"<figure>{page._repr_html_()}<figcaption>{escape(caption)}</figcaption></figure>")
 

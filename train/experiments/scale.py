@@ -16,13 +16,14 @@ from attention_jax import attention
 from attention_jax.inspection import inspect_statistics
 from attention_jax.modules import MultiHeadAttention, TransformerBlock, TransformerLM
 from train.experiments.comparison import verdict
-from train.experiments.learning import english, learn, plot_losses, validate
+from train.experiments.learning import Learned, english, learn, plot_losses, validate
+from train.experiments.report import Report
 
 DIMS = 4, 16, 64, 256
 EMBED_DIM, HEADS, LAYERS, CONTEXT, STEPS, SEEDS = 128, 1, 2, 64, 600, 3
 
 
-def random_logits(report) -> None:
+def random_logits(report: Report) -> None:
     """What the factor does to random queries and keys."""
     rows, random = [], np.random.default_rng(0)
     figure = Figure(figsize=(7, 3), layout="constrained")
@@ -57,10 +58,11 @@ def model(vocab_size: int, scale: float | None, seed: int) -> TransformerLM:
     return TransformerLM(vocab_size, CONTEXT, EMBED_DIM, HEADS, LAYERS, block=block, rngs=nnx.Rngs(seed))
 
 
-def run(report) -> None:
+def run(report: Report) -> None:
     """Look at random logits; then train a model with the factor and one without."""
     random_logits(report)
-    data, curves, rows, losses = english(CONTEXT), {}, [], {}
+    data, rows, losses = english(CONTEXT), [], {}
+    curves: dict[str, Learned] = {}
     tokens = jnp.asarray(data.validation[0].tokens[:, :-1])
     even = np.mean(np.log(np.arange(1, CONTEXT + 1)))
     for name, scale in (("1/sqrt(d)", None), ("no factor", 1.0)):

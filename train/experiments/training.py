@@ -8,10 +8,12 @@ import jax
 import numpy as np
 from flax import nnx
 
+from attention_jax.modules import TransformerLM
 from attention_jax.view import html, plot
 from configs import PRESETS
 from train.data import END, Dataset, open_dataset
 from train.experiments.learning import learn, validate
+from train.experiments.report import Report
 from train.model import build_model
 from train.show import weights_of
 
@@ -35,7 +37,7 @@ def right_keys(task: str, text: str) -> np.ndarray:
     return right
 
 
-def look(model, data: Dataset, task: str) -> tuple[np.ndarray, np.ndarray]:
+def look(model: TransformerLM, data: Dataset, task: str) -> tuple[np.ndarray, np.ndarray]:
     """The mean weight that each head `[layers, N]` gives to the right letters; and the weights on the example shown."""
     tokens = data.validation[0].tokens[:, :-1]
     graphdef, params = nnx.split(model)
@@ -51,10 +53,10 @@ def look(model, data: Dataset, task: str) -> tuple[np.ndarray, np.ndarray]:
 
 def example(data: Dataset) -> int:
     """The longest of the questions looked at."""
-    return int(np.argmax(data.validation[0].counted.sum(1)))
+    return int(np.argmax(data.validation[0].counts().sum(1)))
 
 
-def run(report) -> None:
+def run(report: Report) -> None:
     """Train on each task, and follow the head that in the end looks most at the right letter."""
     found = []
     for task, steps in STEPS.items():
