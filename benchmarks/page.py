@@ -31,13 +31,21 @@ the batch included.
 """,
 }
 
+PEERS = {
+    "attention": ("flax", "torch", "tokamax", "equinox"),
+    "generation": ("torch", "transformers"),
+    "training": ("torch",),
+}
+"""What each benchmark measures where it is installed."""
+
 ANOTHER_RUN = """\
 - The spread is that within one run. Another run can differ by more, by a third on a machine that is shared; README's
-  tables are medians of five runs."""
+  tables are medians of five runs.
+- Another CPU ranks the libraries otherwise: README's tables are from one with AVX-512."""
 
 BUSY = """\
-- The machine had other work when the measuring began, as its load average says. Times in seconds are longer than on an
-  idle one, and ratios are bent as well: a library whose threads wait for each other often loses more."""
+- The machine had other work when some of the measuring began, as its load average says. Times in seconds are longer
+  than on an idle one, and ratios are bent as well: a library whose threads wait for each other often loses more."""
 
 CPU_ONLY = """\
 - They are from a CPU. No GPU or TPU was used, and nothing here says who is faster on one."""
@@ -100,8 +108,8 @@ def machine(run: dict, rows: list[Row]) -> str:
 def missing(results: Results) -> str:
     """What was not measured, and why."""
     reasons = {f"the benchmark {name}": "no results kept" for name in NOTES if name not in results}
-    for run, rows in results.values():
-        reasons |= {name: "not installed" for name, version in run["versions"].items() if version is None}
+    for name, (run, rows) in results.items():
+        reasons |= {peer: "not installed" for peer in PEERS[name] if run["versions"].get(peer) is None}
         reasons |= {row.implementation: row.missing for row in rows if row.missing}
     return (
         "Not measured: " + "; ".join(f"{name} ({reason})" for name, reason in reasons.items()) + "." if reasons else ""

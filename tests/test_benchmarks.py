@@ -13,7 +13,7 @@ from benchmarks.results import OURS, Row, describe_run, dump, load, ratio
 DOCS = Path(__file__).parents[1] / "docs"
 RUN = {
     "command": "python -m benchmarks", "date": "2026-01-02", "cpu": "A CPU", "cores": 3, "load": 1.5, "device": "cpu",
-    "system": "Linux x86_64", "versions": {"python": "3.11.0", "jax": "0.10.2", "equinox": None},
+    "system": "Linux x86_64", "versions": {"python": "3.11.0", "flax": "0.12.8", "torch": "2.13.0", "tokamax": "0.0.12", "equinox": None},
 }  # fmt: skip
 ROWS = [
     Row("Attention", "short", OURS, [2.0, 2.0, 4.0, 2.0]),
@@ -66,6 +66,9 @@ def test_what_was_not_measured_is_named():
         "equinox (not installed)",
         "torch.compile (no compiler)",
     ]
+    alone = {**RUN, "versions": {**RUN["versions"], "tokamax": None, "transformers": "5.23.0"}}
+    page = page_of({**RESULTS, "generation": (alone, ROWS)})
+    assert "tokamax (not installed)" not in page, "generation has no use for it"
 
 
 def test_the_machine_and_its_limits_are_named():
