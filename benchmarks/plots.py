@@ -46,6 +46,8 @@ def plot(cases: dict[str, list[Row]]) -> Figure:
     panel.axvline(1, color=GREY, linewidth=1)
     what = "memory" if ours.unit == "MiB" else "time"
     panel.set(xscale="log", xlabel=f"multiples of our {what}: beyond 1, ours takes less", ylim=(len(cases) - 0.5, -0.5))
+    low, high = panel.get_xlim()
+    panel.set_xlim(min(low, 0.45), max(high, 2.2))  # however near they are, with the marks of half and twice
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
