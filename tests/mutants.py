@@ -44,7 +44,7 @@ MUTANTS = [
     Mutant("mask_rules.py", "if offset is None and T != S:", "if False:", "test_errors.py -k causal"),
     Mutant("mask_rules.py", "columns[1] <= rows[0] + offset\n\n    def columns_of", "columns[1] <= rows[1] + offset\n\n    def columns_of", "test_masks.py"),
     Mutant("mask_rules.py", "return columns[0] - (self.offset or 0), T - 1", "return columns[1] - (self.offset or 0), T - 1", "test_dot_product.py::test_every_mask"),
-    Mutant("mask_tree.py", "return _not(every), _not(some)", "return _not(some), _not(every)", "test_masks.py"),
+    Mutant("mask_tree.py", "return negation(every), negation(some)", "return negation(some), negation(every)", "test_masks.py"),
     Mutant("mask_tree.py", "return left[0] | right[0], left[1] | right[1]", "return left[0] | right[0], left[1] | right[0]", "test_masks.py"),
     # block by block
     Mutant("softmax.py", "higher = jnp.maximum(jnp.max(logits, axis=-1), lowest)", "higher = jnp.max(logits, axis=-1)", "test_properties.py::test_a_row_that_sees_nothing_in_blocks_of_one_key"),
@@ -98,7 +98,7 @@ MUTANTS = [
     Mutant("softmax.py", "...bkgt,...btkgh->...btkgh", "bkgt,btkgh->btkgh", "test_blockwise.py::test_gradients_of_a_vmap[blockwise]"),
     Mutant("backends/kernel.py", "if request.dropout_rate:", "if False:", "test_backends.py::test_the_choice_on_other_devices"),
     Mutant("backends/translation.py", "max(low, default=None), min(high, default=None)", "min(low, default=None), max(high, default=None)", "test_backends.py::test_what_a_mask_is_made_of"),
-    Mutant("backends/translation.py", "np.minimum(rows + bounds[1], S - 1)", "rows + bounds[1]", "test_backends.py::test_rows_that_see"),
+    Mutant("backends/translation.py", "np.minimum(rows + most, S - 1)", "rows + most", "test_backends.py::test_rows_that_see"),
     Mutant("backends/splash.py", "query.astype(jnp.float32) * options.scale", "query.astype(jnp.float32)", "test_backends.py::test_what_is_not_the_kernels_to_say"),
     Mutant("backends/cudnn.py", "(-low, 0)", "(-low + 1, 0)", "test_backends.py -k cudnn"),
     Mutant("modules/sharding.py", "and not any(axis in axes for axes in cut)", "and True", "test_module_sharding.py::test_how_rules_cut"),

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from mutants import MUTANTS
 
 import attention_jax
 
@@ -27,6 +28,11 @@ def test_ci_has_a_job_for_every_part():
     parts = re.search(r"^parts=\((.*)\)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
     jobs = re.findall(r"\bpart: (\w+)", (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     assert jobs == parts[1].split()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.file}: {mutant.wrong}")
+def test_a_fault_has_its_place(mutant):
+    assert (ROOT / "attention_jax" / mutant.file).read_text(encoding="utf-8").count(mutant.right) == 1
 
 
 def test_code_that_opens_files_neither_unpickles_nor_evaluates():
