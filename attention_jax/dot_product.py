@@ -31,7 +31,7 @@ from attention_jax.checks import (
 )
 from attention_jax.dropout import keep_positions
 from attention_jax.masks import causal
-from attention_jax.score_tree import apply_score, check_score
+from attention_jax.score_tree import apply_score, check_rules
 from attention_jax.typing import MaskLike, ScoreLike
 
 Change = Callable[[jax.Array], jax.Array]
@@ -163,7 +163,7 @@ def multi_head_attention_and_lse(
     *batch, T, N, H = query.shape
     S, K = key.shape[-3:-1]
     shape = (*batch, N, T, S)
-    score = check_score(score, shape)
+    mask, score = check_rules(mask, score, shape)
     arrays, tree = jax.tree.flatten(score)
     rate = check_dropout(dropout_rate, dropout_rng)
     options: dict[str, Any] = {"scale": check_scale(scale, H), "rate": rate, "precision": precision}

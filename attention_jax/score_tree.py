@@ -79,15 +79,6 @@ def as_score(score: ScoreLike) -> Score:
     )
 
 
-def check_score(score: ScoreLike | None, shape: tuple[int, ...]) -> Score | None:
-    """A score (or function, or None) as a `Score` for logits of `shape`, `[*B, N, T, S]`."""
-    if score is None:
-        return None
-    score = as_score(score)
-    score.check(shape)
-    return score
-
-
 def check_rules(
     mask: MaskLike | None, score: ScoreLike | None, shape: tuple[int, ...]
 ) -> tuple[Mask | None, Score | None]:
