@@ -1,8 +1,7 @@
 """The site: `pip install -e ".[docs]" && sphinx-build -W --keep-going -n docs build/docs`, from a checkout.
 
 Any warning fails the build, a name that resolves to nothing included. Nothing is fetched, neither to build the pages
-nor to read them. `sphinx-build -b linkcheck -D nb_execution_mode=off docs build/linkcheck` follows the links that lead
-away.
+nor to read them; `.ci/run links` follows the links that lead away.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The experiments run, and conclude from their own numbers. Whole ones take a minute each, and are slow tests."""
+"""The experiments run, and conclude from their own numbers. Whole ones take a minute each."""
 
 import re
 
@@ -134,14 +134,15 @@ def test_the_command_line(capsys):
 CONCLUSIONS = {
     "mask": r"Without the mask the training loss falls to 0\.0\d+ nats",
     "heads": r"8 heads of size 8 did better than 1 head of size 64",
+    "head_size": r"the seeds overlap",
     "scale": r"1/sqrt\(d\) did better than no factor by 0\.\d+ nats a character, and the worst of its seeds better",
     "training": r"copy: from 0\.[12]\d to 0\.[5-9]\d, 100 %",
     "induction": r"There is an induction head: head \d of layer 1 gives 0\.[89]\d",
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CONCLUSIONS)
+@pytest.mark.training
+@pytest.mark.parametrize("name", command.EXPERIMENTS)
 def test_whole(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert command.main([name]) == 0

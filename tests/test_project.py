@@ -30,6 +30,12 @@ def test_ci_has_a_job_for_every_part():
     assert jobs == parts[1].split()
 
 
+def test_what_is_run_by_name_is_run_each_week():
+    parts = re.search(r"^by_name=\((.*)\)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    weekly = (ROOT / ".github" / "workflows" / "weekly.yml").read_text(encoding="utf-8")
+    assert re.search(r"\bpart: \[(.*)\]", weekly)[1].split(", ") == parts[1].split()
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.file}: {mutant.wrong}")
 def test_a_fault_has_its_place(mutant):
     assert (ROOT / "attention_jax" / mutant.file).read_text(encoding="utf-8").count(mutant.right) == 1

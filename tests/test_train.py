@@ -232,7 +232,7 @@ def test_questions_are_answered_better_after_a_text_model_has_learned_some(capsy
         main([*arguments, "--start", "runs/prose", "--model.embed-dim", "64"])
 
 
-@pytest.mark.slow
+@pytest.mark.training
 @pytest.mark.parametrize("name", ["copy", "reverse", "sort", "add"])
 def test_the_textbook_tasks_are_learned(name):
     main([name, "--quiet"])
