@@ -239,7 +239,7 @@ def test_the_textbook_tasks_are_learned(name):
     assert records(name)[-1]["accuracy"] >= 0.99
 
 
-@pytest.mark.slow
+@pytest.mark.training
 def test_the_default_run_learns_english():
     result = command("train", timeout=1800)
     assert result.returncode == 0, result.stderr
