@@ -112,7 +112,8 @@ class AttentionRule:
         logits, back_through_score = jax.vjp(scored, self.product(key, query.T), score)
         if masked:
             logits = jnp.where(self.visible(block, mask).T, logits, -jnp.inf)
-        weights = jnp.exp(logits - lse[None, :])
+        # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
+        weights = jnp.exp(jnp.minimum(logits - lse[None, :], 0))
         d_weights = 0 if d_output is None else self.dropped_transposed(block, self.product(value, d_output.T), seed)
         d_weights = d_weights if d_total is None else d_weights + d_total[None, :]
         d_logits = weights * d_weights
