@@ -13,8 +13,8 @@ import jaxlib
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    # a flag that is gone is refused
-    + " --xla_cpu_use_fusion_emitters=false" * (jaxlib.version.__version_info__ < (0, 11)),
+    # later versions refuse what they do not know
+    + " --xla_cpu_use_fusion_emitters=false" * (jaxlib.version.__version_info__[:2] == (0, 10)),
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "d" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
