@@ -1,7 +1,7 @@
 """Loops over blocks of queries and keys, and what they are under `vmap`.
 
 The axes of every array are named by letters: `b`, `k`, `g`, `t`, `s` as in the legend, in front of them `x` for what
-`vmap` added, and `.` for an axis that is always taken whole. A query is `"btkg."`, a log-sum-exp `"bkgt"`, a scalar
+`vmap` added, and `.` for an axis that is always taken whole. A query is `"bkgt."`, a log-sum-exp `"bkgt"`, a scalar
 `""`. An axis of size 1 serves every block.
 """
 
@@ -255,16 +255,20 @@ def _first(axes, shape, sizes, start):
 
 
 def _over(fn, letter, size, axes, out_axes):
-    where = [names.index(letter) if letter in names else None for names in axes]
+    where = [None if letter == "b" else 0, *(names.index(letter) if letter in names else None for names in axes)]
     where_out = [names.index(letter) if letter in names else None for names in out_axes]
-    heads = None if letter == "b" else 0
-    mapped = jax.vmap(fn, (heads, *where), tuple(axis or 0 for axis in where_out), axis_size=size)
+    mapped = jax.vmap(fn, tuple(where), tuple(axis or 0 for axis in where_out), axis_size=size)
 
     def summed(*operands):
         outputs = zip(mapped(*operands), where_out, strict=True)
         return tuple(jnp.sum(output, 0) if axis is None else output for output, axis in outputs)
 
-    return summed
+    def only_one(*operands):  # as an axis it would keep XLA from seeing that two layouts are one
+        operands = [x if axis is None else jnp.squeeze(x, axis) for x, axis in zip(operands, where, strict=True)]
+        outputs = zip(fn(*operands), where_out, strict=True)
+        return tuple(output if axis is None else jnp.expand_dims(output, axis) for output, axis in outputs)
+
+    return only_one if size == 1 else summed
 
 
 def _with_x(axes: str) -> str:

@@ -63,7 +63,7 @@ def blockwise_attention(
     grid = block_grid(query.shape, value.shape, block_sizes or block_sizes_for(mask, S))
     problem = canonical(query, key, value, mask, score, scale, rate, dropout_rng, precision, grid)
     output, lse = problem.softmax()
-    return output[:, :T].reshape(*batch, T, N, Hv).astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
+    return _by_query(output, T, batch).astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
 
 
 def weighted_sums(
@@ -93,11 +93,11 @@ def weighted_sums(
     b, t = grid.length("b"), grid.length("t")
     lse = lse.reshape(b, K, N // K, T)
     lse = jnp.pad(lse, [(0, 0)] * 3 + [(0, t - T)], constant_values=jnp.inf)
-    outputs = (b, t, K, N // K, Hv), lse.shape
+    outputs = (*lse.shape, Hv), lse.shape
     outputs = tuple(jax.ShapeDtypeStruct(shape, lse.dtype) for shape in outputs)
-    axes = (*problem.axes, "bkgt"), ("btkg.", "bkgt")
+    axes = (*problem.axes, "bkgt"), ("bkgt.", "bkgt")
     sums, total = BlockSum(problem.rule, grid, *axes, outputs, problem.rule.masks == 0)(*problem.operands, lse)
-    return sums[:, :T].reshape(*batch, T, N, Hv), total[..., :T].reshape(*batch, N, T)
+    return _by_query(sums, T, batch), total[..., :T].reshape(*batch, N, T)
 
 
 class Problem(NamedTuple):
@@ -109,12 +109,12 @@ class Problem(NamedTuple):
     axes: tuple[str, ...]
 
     def softmax(self) -> list[jax.Array]:
-        """Output `[b, t, K, G, Hv]` and log-sum-exp `[b, K, G, t]`, with t padded to whole blocks."""
+        """Output `[b, K, G, t, Hv]` and log-sum-exp `[b, K, G, t]`, with t padded to whole blocks."""
         b, k, g, t = (self.grid.length(letter) for letter in "bkgt")
         value = self.operands[-1]
-        outputs = (b, t, k, g, value.shape[-1]), (b, k, g, t)
+        outputs = (b, k, g, t, value.shape[-2]), (b, k, g, t)
         outputs = tuple(jax.ShapeDtypeStruct(shape, accumulator(value.dtype)) for shape in outputs)
-        axes = "btkg.", "bkgt"
+        axes = "bkgt.", "bkgt"
         return Softmax(self.rule, self.grid, self.axes, axes, outputs, static_kind=self.rule.masks == 0)(*self.operands)
 
 
@@ -163,7 +163,9 @@ def canonical(
 
     query = _scaled(query.astype(dtype), check_scale(scale, H)).reshape(grid.length("b"), T, K, N // K, H)
     key, value = (x.reshape(grid.length("b"), S, K, x.shape[-1]) for x in (key, value))
-    for array, letters in ((query, "btkg."), (key, "bsk."), (value, "bsk.")):
+    # heads first, so that a block is a piece of each array; keys and values by columns, which is how products want them
+    query, key, value = (jnp.moveaxis(x, 1, 3) for x in (query, key, value))
+    for array, letters in ((query, "bkgt."), (key, "bk.s"), (value, "bk.s")):
         operands.append(pad(array, letters, grid))
         axes.append(letters)
     return Problem(rule, grid, tuple(operands), tuple(axes))
@@ -190,6 +192,12 @@ def block_grid(query_shape: Sequence[int], value_shape: Sequence[int], block_siz
     k = _divisor(K, heads // G)
     b = _divisor(B, heads // (G * k))
     return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s))
+
+
+def _by_query(array: jax.Array, T: int, batch: Sequence[int]) -> jax.Array:
+    """`[b, K, G, t, Hv]` as `[*batch, T, N, Hv]`."""
+    _, K, G, t, Hv = array.shape
+    return jnp.moveaxis(array.reshape(*batch, K * G, t, Hv)[..., :T, :], -2, -3)
 
 
 def _fit(length: int, most: int) -> int:

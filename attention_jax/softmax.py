@@ -11,6 +11,7 @@ training waits for, is written by hand.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -80,7 +81,7 @@ class AttentionRule:
 
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
-        logits = self.scored(block, self.product(query, key.T), score)
+        logits = self.scored(block, self.product(query, key), score)
         return jnp.where(self.visible(block, mask), logits, -jnp.inf) if masked else logits
 
     def dropped(self, block, weights, seed):
@@ -96,26 +97,20 @@ class AttentionRule:
         """Weighted values, and the sum of the weights; the log-sum-exp is taken as given."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
-        return self.product(self.dropped(block, weights, seed), value), jnp.sum(weights, axis=-1)
+        return self.product(self.dropped(block, weights, seed), value.T), jnp.sum(weights, axis=-1)
 
     def transposed_tangent(self, block, masked, operands, moving, cotangents):
-        """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4).
-
-        Everything is held `[s, t]`, keys down: XLA's fast product on a CPU wants its left side row by row.
-        """
+        """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4)."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         d_output, d_total = cotangents.get(0), cotangents.get(1)
 
-        def scored(logits, arrays):
-            return self.scored(block, logits.T, arrays).T
-
-        logits, back_through_score = jax.vjp(scored, self.product(key, query.T), score)
+        logits, back_through_score = jax.vjp(partial(self.scored, block), self.product(query, key), score)
         if masked:
-            logits = jnp.where(self.visible(block, mask).T, logits, -jnp.inf)
+            logits = jnp.where(self.visible(block, mask), logits, -jnp.inf)
         # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
-        weights = jnp.exp(jnp.minimum(logits - lse[None, :], 0))
-        d_weights = 0 if d_output is None else self.dropped_transposed(block, self.product(value, d_output.T), seed)
-        d_weights = d_weights if d_total is None else d_weights + d_total[None, :]
+        weights = jnp.exp(jnp.minimum(logits - lse[:, None], 0))
+        d_weights = 0 if d_output is None else self.dropped(block, self.product(d_output, value), seed)
+        d_weights = d_weights if d_total is None else d_weights + d_total[:, None]
         d_logits = weights * d_weights
         if masked or not self.scoreless:  # a hidden weight is 0, but what it is multiplied with may have overflowed
             d_logits = jnp.where(logits == -jnp.inf, 0, d_logits)
@@ -124,21 +119,24 @@ class AttentionRule:
         first = len(operands) - 4
         gradients = dict(zip(range(self.masks, self.masks + self.scores), d_score, strict=True))
         if first in moving:
-            gradients[first] = self.product(key.T, d_logits).T
+            gradients[first] = self.product(d_logits, key.T)
         if first + 1 in moving:
-            gradients[first + 1] = self.product(d_logits, query)
+            gradients[first + 1] = self.product(_turned(query), d_logits)
         if first + 2 in moving:
-            weights = self.dropped_transposed(block, weights, seed)
-            gradients[first + 2] = jnp.zeros_like(value) if d_output is None else self.product(weights, d_output)
+            weights = self.dropped(block, weights, seed)
+            none = jnp.zeros_like(value)
+            gradients[first + 2] = none if d_output is None else self.product(_turned(d_output), weights)
         return [gradients[index] for index in moving]
 
-    def dropped_transposed(self, block, weights, seed):
-        return weights if seed is None else self.dropped(block, weights.T, seed).T
+
+def _turned(x):
+    """Its transpose, in memory too: XLA's fast product on a CPU wants its left side row by row."""
+    return jax.lax.optimization_barrier(x.T)
 
 
 @dataclass(frozen=True)
 class Softmax(Fold):
-    """Attention's output `[B, T, K, G, Hv]` and log-sum-exp `[B, K, G, T]`, both in float32 or better: the gradient is
+    """Attention's output `[B, K, G, T, Hv]` and log-sum-exp `[B, K, G, T]`, both in float32 or better: the gradient is
     a difference of near values, which a rounded output would spoil."""
 
     carried = ("bkgt", "bkgt", "bkgt.")  # the highest logit, the sum of the weights, that of the weighted values
@@ -153,26 +151,27 @@ class Softmax(Fold):
         blind = total == 0
         total = jnp.where(blind, 1, total)
         lse = jnp.where(blind, -jnp.inf, peak + jnp.log(total))
-        return [jnp.moveaxis(sums / total[..., None], 3, 1), lse]
+        return [sums / total[..., None], lse]
 
     def fold(self, block, masked, operands, *before):
         rule = self.rule
         mask, score, seed, (query, key, value) = rule.unpack(operands)
-        products = rule.product(query, key.T)
+        products = rule.product(query, key)
         logits = rule.scored(block, products, score)
-        finite = jnp.isfinite(products) & jnp.all(jnp.isfinite(value), axis=-1)[None, :]
+        finite = jnp.isfinite(products) & jnp.all(jnp.isfinite(value), axis=0)[None, :]
         # what is seen and is not finite makes its row NaN; what a score hides is not seen
-        logits = jnp.where(finite if rule.scoreless else finite | (logits == -jnp.inf), logits, jnp.nan)
+        checked = jnp.where(finite if rule.scoreless else finite | (logits == -jnp.inf), logits, jnp.nan)
         if masked:
-            logits = jnp.where(rule.visible(block, mask), logits, -jnp.inf)
+            visible = rule.visible(block, mask)
+            logits, checked = (jnp.where(visible, x, -jnp.inf) for x in (logits, checked))
         value = jnp.where(jnp.isfinite(value), value, 0)
         lowest = jnp.finfo(logits.dtype).min  # not -inf, from which nothing can be subtracted
         higher = jnp.maximum(jnp.max(logits, axis=-1), lowest)
         if before:
             peak, total, sums = before
             higher = jnp.maximum(peak, higher)
-        weights = jnp.exp(logits - higher[:, None])
-        added = jnp.sum(weights, axis=-1), rule.product(rule.dropped(block, weights, seed), value)
+        weights = jnp.exp(checked - higher[:, None])  # checked here and not before the maximum, which is a pass more
+        added = jnp.sum(weights, axis=-1), rule.product(rule.dropped(block, weights, seed), value.T)
         if not before:
             return higher, *added
         shrink = jnp.exp(peak - higher)
@@ -193,5 +192,5 @@ class Softmax(Fold):
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
         known = jnp.where(jnp.isfinite(output), output, 0)
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
-        d_output = d_output - jnp.einsum("...bkgt,...btkgh->...btkgh", d_lse, known, precision="highest")
+        d_output = d_output - jnp.einsum("...bkgt,...bkgth->...bkgth", d_lse, known, precision="highest")
         return (output, lse), (d_output, d_lse)
