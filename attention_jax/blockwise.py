@@ -173,11 +173,11 @@ def canonical(
 
 def block_sizes_for(mask: Mask | None, S: int) -> tuple[int, int]:
     """The most queries and keys in a block: fewer where the mask lets a query see a narrow band of keys only, most of
-    which would lie outside a larger block."""
-    first, last = (0, S - 1) if mask is None else mask.columns_of((S // 2, S // 2), S)
-    width = max(last - first + 1, 1)
+    which would lie outside a larger block. Twice the queries keep more cores busy than as many as there are keys."""
+    spans = [(0, S - 1)] if mask is None else [mask.columns_of((row, row), S) for row in (S // 2, S - 1)]
+    width = max([1, *(last - first + 1 for first, last in spans)])
     size = min(max(1 << (width.bit_length() - 1), NARROW_BLOCK), BLOCK)  # type: ignore[union-attr]
-    return size, size
+    return min(2 * size, BLOCK), size
 
 
 def block_grid(query_shape: Sequence[int], value_shape: Sequence[int], block_sizes: tuple[int, int]) -> Grid:

@@ -258,7 +258,7 @@ def explain(
     >>> x = jnp.ones((2048, 4, 32))
     >>> plan = explain(x, x, x, mask=sliding_window(256, 0))
     >>> plan.implementation, plan.blocks, plan.skipped
-    ('blockwise', 64, 49)
+    ('blockwise', 32, 21)
     """
     plans: list[tuple[_Choice, _Blocks]] = []
 

@@ -13,7 +13,7 @@ from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
-from attention_jax.blockwise import blockwise_attention
+from attention_jax.blockwise import block_sizes_for, blockwise_attention
 from attention_jax.score_rules import relative_bucket
 
 SHAPE = (13, 17, 4, 2, 8, 5, (2,))
@@ -362,11 +362,10 @@ def test_any_two_calls_can_be_told_apart(arrays):
     assert [[one == other for one in operations] for other in operations] == np.eye(32, dtype=bool).tolist()
 
 
-@pytest.mark.slow
 def test_narrow_windows_have_small_blocks():
-    x = jnp.zeros((4096, 1, 4))
-    sizes = {left: aj.explain(x, x, x, mask=aj.sliding_window(left, 0)).block_size for left in (0, 200, 256, 700)}
-    assert sizes == {0: (128, 128), 200: (128, 128), 256: (256, 256), 700: (512, 512)}
+    sizes = {left: block_sizes_for(aj.sliding_window(left, 0), 4096) for left in (0, 200, 256, 700)}
+    assert sizes == {0: (256, 128), 200: (256, 128), 256: (512, 256), 700: (512, 512)}
+    assert block_sizes_for(aj.causal(), 512) == (512, 512)  # the last query sees all keys
 
 
 @pytest.mark.parametrize("mask, skipped, unmasked", [
