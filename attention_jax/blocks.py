@@ -35,6 +35,10 @@ class Grid:
     def steps(self, letter: str) -> int:
         return self.length(letter) // self.size(letter)
 
+    def start(self, letter: str, step):
+        """Where a step begins; known in advance where there is but one, and with it what the mask does to a block."""
+        return 0 if self.steps(letter) == 1 else step * self.size(letter)
+
     def block_shape(self, axes: str, shape: Sequence[int]) -> list[int]:
         """What one step takes of an array."""
         return [size if a == "." else min(size, self.size(a)) for a, size in zip(axes, shape, strict=True)]
@@ -92,7 +96,7 @@ class Sweep(Operation):
             index, o = divmod(index, grid.steps(outer))
             index, k = divmod(index, grid.steps("k"))
             x, b = divmod(index, grid.steps("b"))
-            start = {"x": x, "b": b * grid.size("b"), "k": k * grid.size("k"), "g": 0, outer: o * grid.size(outer)}
+            start = {"x": x, "b": grid.start("b", b), "k": grid.start("k", k), "g": 0, outer: grid.start(outer, o)}
             fixed = [
                 None if inner in axes else _take(grid, axes, operand, start)
                 for axes, operand in zip(self.axes, operands, strict=True)
@@ -100,7 +104,7 @@ class Sweep(Operation):
 
             def one_inner(i, state):
                 carry, results = state
-                here = start | {inner: i * grid.size(inner)}
+                here = start | {inner: grid.start(inner, i)}
                 blocks = [
                     _take(grid, axes, operand, here) if block is None else block
                     for axes, operand, block in zip(self.axes, operands, fixed, strict=True)
