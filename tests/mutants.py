@@ -59,6 +59,8 @@ MUTANTS = [
     Mutant("softmax.py", "jnp.matmul(one, other, precision=self.precision)", "jnp.matmul(one, other)", "test_conformance.py::test_ours -k precision"),
     Mutant("blockwise.py", "jax.ShapeDtypeStruct(shape, accumulator(value.dtype))", "jax.ShapeDtypeStruct(shape, value.dtype)", "test_blockwise.py::test_gradients_of_low_precision"),
     Mutant("blocks.py", "jnp.where(some, jnp.where(every, 2, 1), 0)", "jnp.where(every, 2, 1)", "test_blockwise.py::test_empty_blocks_are_skipped"),
+    Mutant("blocks.py", "return 0 if self.steps(letter) == 1 else step * self.size(letter)", "return step * self.size(letter)", "test_blockwise.py::test_what_a_mask_does_to_an_only_block_is_known_in_a_loop_over_heads"),
+    Mutant("blockwise.py", "for row in (S // 2, S - 1)]", "for row in (S // 2,)]", "test_blockwise.py::test_narrow_windows_have_small_blocks"),
     Mutant("blocks.py", "some, every = some > 0, every == heads", "some, every = some > 0, every > 0", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("dropout.py", "rows.astype(jnp.uint32) ^ seeds[0]", "(rows - rows[0]).astype(jnp.uint32) ^ seeds[0]", "test_blockwise.py::test_every_block_size"),
     # scores

@@ -362,6 +362,13 @@ def test_any_two_calls_can_be_told_apart(arrays):
     assert [[one == other for one in operations] for other in operations] == np.eye(32, dtype=bool).tolist()
 
 
+def test_what_a_mask_does_to_an_only_block_is_known_in_a_loop_over_heads():
+    x = jax.ShapeDtypeStruct((64, 64, 8, 4), jnp.float32)
+    program = jax.jit(partial(aj.attention, mask=aj.causal())).lower(x, x, x).as_text()
+    assert "stablehlo.while" in program
+    assert "stablehlo.case" not in program
+
+
 def test_narrow_windows_have_small_blocks():
     sizes = {left: block_sizes_for(aj.sliding_window(left, 0), 4096) for left in (0, 200, 256, 700)}
     assert sizes == {0: (256, 128), 200: (256, 128), 256: (512, 256), 700: (512, 512)}
