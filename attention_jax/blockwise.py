@@ -173,7 +173,8 @@ def canonical(
 
 def block_sizes_for(mask: Mask | None, S: int) -> tuple[int, int]:
     """The most queries and keys in a block: fewer where the mask lets a query see a narrow band of keys only, most of
-    which would lie outside a larger block. Twice the queries keep more cores busy than as many as there are keys."""
+    which would lie outside a larger block. A narrow block has twice as many queries, or its products would keep one
+    core busy only."""
     spans = [(0, S - 1)] if mask is None else [mask.columns_of((row, row), S) for row in (S // 2, S - 1)]
     width = max([1, *(last - first + 1 for first, last in spans)])
     size = min(max(1 << (width.bit_length() - 1), NARROW_BLOCK), BLOCK)  # type: ignore[union-attr]
@@ -195,7 +196,7 @@ def block_grid(query_shape: Sequence[int], value_shape: Sequence[int], block_siz
 
 
 def _by_query(array: jax.Array, T: int, batch: Sequence[int]) -> jax.Array:
-    """`[b, K, G, t, Hv]` as `[*batch, T, N, Hv]`."""
+    """`[b, K, G, t, Hv]` as `[*batch, T, N, Hv]`, without the queries that fill the last block."""
     _, K, G, t, Hv = array.shape
     return jnp.moveaxis(array.reshape(*batch, K * G, t, Hv)[..., :T, :], -2, -3)
 
