@@ -27,6 +27,7 @@ from attention_jax.softmax import AttentionRule, Softmax
 from attention_jax.typing import MaskLike, ScoreLike
 
 BLOCK = 512
+SMALL_BLOCK = 256  # XLA gives the product of one such block to one core of a CPU
 NARROW_BLOCK = 128
 SCORES_A_STEP = 2**19  # with more, temporaries pass 32 MiB, which malloc gives back after each call: page faults
 SCORES_AT_ONCE = 2**20  # a problem of no more is done in one step
@@ -60,7 +61,8 @@ def blockwise_attention(
     mask, score = check_rules(mask, score, (*batch, N, T, S))
     if 0 in (*query.shape, *value.shape):
         return jnp.zeros((*batch, T, N, Hv), query.dtype), jnp.full((*batch, N, T), -jnp.inf, accumulator(query.dtype))
-    grid = block_grid(query.shape, value.shape, block_sizes or block_sizes_for(mask, S))
+    shapes = query.shape, value.shape
+    grid = block_grid(*shapes, block_sizes) if block_sizes else grid_for(mask, *shapes)
     problem = canonical(query, key, value, mask, score, scale, rate, dropout_rng, precision, grid)
     output, lse = problem.softmax()
     return _by_query(output, T, batch).astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
@@ -88,7 +90,7 @@ def weighted_sums(
     """
     *batch, T, N, _ = query.shape
     S, K, Hv = value.shape[-3:]
-    grid = block_grid(query.shape, value.shape, block_sizes_for(mask, S))
+    grid = grid_for(mask, query.shape, value.shape)
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
     b, t = grid.length("b"), grid.length("t")
     lse = lse.reshape(b, K, N // K, T)
@@ -154,6 +156,7 @@ def canonical(
         rate=rate,
         keys=S,
         padded=grid.length("s") != S,
+        many_small=_many_small(grid),
         precision=precision,
     )
     if rate:
@@ -171,14 +174,23 @@ def canonical(
     return Problem(rule, grid, tuple(operands), tuple(axes))
 
 
-def block_sizes_for(mask: Mask | None, S: int) -> tuple[int, int]:
-    """The most queries and keys in a block: fewer where the mask lets a query see a narrow band of keys only, most of
-    which would lie outside a larger block. A narrow block has twice as many queries, or its products would keep one
-    core busy only."""
+def grid_for(mask: Mask | None, query_shape: Sequence[int], value_shape: Sequence[int]) -> Grid:
+    """How the work is cut up under a mask. Small blocks follow its edge more closely; but they want many heads."""
+    small, large = block_sizes_for(mask, value_shape[-3])
+    grid = block_grid(query_shape, value_shape, small)
+    return grid if _many_small(grid) else block_grid(query_shape, value_shape, large)
+
+
+def block_sizes_for(mask: Mask | None, S: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The most queries and keys in a block, with many heads a step and with few: fewer where the mask lets a query see
+    a narrow band of keys only, or is a triangle of few blocks, as most of a larger block would lie outside. With few
+    heads a narrow block has twice as many queries, or its products would keep one core busy only."""
     spans = [(0, S - 1)] if mask is None else [mask.columns_of((row, row), S) for row in (S // 2, S - 1)]
-    width = max([1, *(last - first + 1 for first, last in spans)])
-    size = min(max(1 << (width.bit_length() - 1), NARROW_BLOCK), BLOCK)  # type: ignore[union-attr]
-    return min(2 * size, BLOCK), size
+    widths = [max(last - first + 1, 1) for first, last in spans]
+    size = min(max(1 << (max(widths).bit_length() - 1), NARROW_BLOCK), BLOCK)  # type: ignore[union-attr]
+    triangle = min(widths) < max(widths) and S <= 4 * SMALL_BLOCK
+    small = min(size, SMALL_BLOCK) if triangle else size
+    return (small, small), (min(2 * size, BLOCK), size)
 
 
 def block_grid(query_shape: Sequence[int], value_shape: Sequence[int], block_sizes: tuple[int, int]) -> Grid:
@@ -193,6 +205,12 @@ def block_grid(query_shape: Sequence[int], value_shape: Sequence[int], block_siz
     k = _divisor(K, heads // G)
     b = _divisor(B, heads // (G * k))
     return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s))
+
+
+def _many_small(grid: Grid) -> bool:
+    """Whether a step has many blocks, each too small for more than one core."""
+    block = grid.size("t") * grid.size("s")
+    return block <= SMALL_BLOCK**2 and math.prod(grid.sizes) >= SCORES_A_STEP // 2
 
 
 def _by_query(array: jax.Array, T: int, batch: Sequence[int]) -> jax.Array:

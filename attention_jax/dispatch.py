@@ -12,7 +12,7 @@ from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from attention_jax.backends import KERNELS, Request, platform_of
-from attention_jax.blockwise import block_grid, block_sizes_for, blockwise_attention
+from attention_jax.blockwise import blockwise_attention, grid_for
 from attention_jax.checks import check_dropout, check_many_heads
 from attention_jax.dot_product import multi_head_attention_and_lse
 from attention_jax.mask_tree import Mask, as_mask
@@ -258,7 +258,7 @@ def explain(
     >>> x = jnp.ones((2048, 4, 32))
     >>> plan = explain(x, x, x, mask=sliding_window(256, 0))
     >>> plan.implementation, plan.blocks, plan.skipped
-    ('blockwise', 32, 21)
+    ('blockwise', 64, 49)
     """
     plans: list[tuple[_Choice, _Blocks]] = []
 
@@ -286,7 +286,7 @@ def _blocks(request: Request, implementation: str) -> _Blocks:
         return None, None, None, None
     if implementation == "reference":
         return 1, 0, int(request.mask is None), (T, S)
-    grid = block_grid(request.query.shape, request.value.shape, block_sizes_for(request.mask, S))
+    grid = grid_for(request.mask, request.query.shape, request.value.shape)
     size, rows, columns = (grid.size("t"), grid.size("s")), grid.steps("t"), grid.steps("s")
     return rows * columns, *_count(request.mask, size, rows, columns, S), size
 

@@ -37,6 +37,7 @@ class AttentionRule:
     rate: float
     keys: int
     padded: bool  # whether there are more columns than keys
+    many_small: bool  # whether a step has many blocks, each too small for more than one core
     precision: Any
 
     @property
@@ -81,7 +82,7 @@ class AttentionRule:
 
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
-        logits = self.scored(block, self.product(query, key), score)
+        logits = self.scored(block, self.product("th,hs->ts", query, key), score)
         return jnp.where(self.visible(block, mask), logits, -jnp.inf) if masked else logits
 
     def dropped(self, block, weights, seed):
@@ -90,26 +91,35 @@ class AttentionRule:
         keep = keep_positions(jax.random.wrap_key_data(seed), self.rate, block.rows, block.columns)
         return jnp.where(keep, weights / (1 - self.rate), 0)
 
-    def product(self, one, other):
-        return jnp.matmul(one, other, precision=self.precision)
+    def product(self, letters, one, other):
+        product = jnp.einsum(letters, one, other, precision=self.precision)
+        if not self.many_small:
+            return product
+        # XLA leaves a batch of small products to one core of a CPU, and divides it where a sum is fused with them
+        rows, columns, result = letters.replace("->", ",").split(",")
+        one, other = jax.lax.stop_gradient((one, other))
+        if one.size < other.size:
+            return product + jnp.einsum(f"{rows}->{result[0]}", one - one)[:, None]
+        return product + jnp.einsum(f"{columns}->{result[1]}", other - other)[None, :]
 
     def term(self, block, masked, *operands):
         """Weighted values, and the sum of the weights; the log-sum-exp is taken as given."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
-        return self.product(self.dropped(block, weights, seed), value.T), jnp.sum(weights, axis=-1)
+        return self.product("ts,hs->th", self.dropped(block, weights, seed), value), jnp.sum(weights, axis=-1)
 
     def transposed_tangent(self, block, masked, operands, moving, cotangents):
         """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4)."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         d_output, d_total = cotangents.get(0), cotangents.get(1)
 
-        logits, back_through_score = jax.vjp(partial(self.scored, block), self.product(query, key), score)
+        products = self.product("th,hs->ts", query, key)
+        logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
         if masked:
             logits = jnp.where(self.visible(block, mask), logits, -jnp.inf)
         # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
         weights = jnp.exp(jnp.minimum(logits - lse[:, None], 0))
-        d_weights = 0 if d_output is None else self.dropped(block, self.product(d_output, value), seed)
+        d_weights = 0 if d_output is None else self.dropped(block, self.product("th,hs->ts", d_output, value), seed)
         d_weights = d_weights if d_total is None else d_weights + d_total[:, None]
         d_logits = weights * d_weights
         if masked or not self.scoreless:  # a hidden weight is 0, but what it is multiplied with may have overflowed
@@ -119,13 +129,13 @@ class AttentionRule:
         first = len(operands) - 4
         gradients = dict(zip(range(self.masks, self.masks + self.scores), d_score, strict=True))
         if first in moving:
-            gradients[first] = self.product(d_logits, key.T)
+            gradients[first] = self.product("ts,hs->th", d_logits, key)
         if first + 1 in moving:
-            gradients[first + 1] = self.product(_turned(query), d_logits)
+            gradients[first + 1] = self.product("ht,ts->hs", _turned(query), d_logits)
         if first + 2 in moving:
             weights = self.dropped(block, weights, seed)
             none = jnp.zeros_like(value)
-            gradients[first + 2] = none if d_output is None else self.product(_turned(d_output), weights)
+            gradients[first + 2] = none if d_output is None else self.product("ht,ts->hs", _turned(d_output), weights)
         return [gradients[index] for index in moving]
 
 
@@ -156,7 +166,7 @@ class Softmax(Fold):
     def fold(self, block, masked, operands, *before):
         rule = self.rule
         mask, score, seed, (query, key, value) = rule.unpack(operands)
-        products = rule.product(query, key)
+        products = rule.product("th,hs->ts", query, key)
         logits = rule.scored(block, products, score)
         finite = jnp.isfinite(products) & jnp.all(jnp.isfinite(value), axis=0)[None, :]
         # what is seen and is not finite makes its row NaN; what a score hides is not seen
@@ -171,7 +181,7 @@ class Softmax(Fold):
             peak, total, sums = before
             higher = jnp.maximum(peak, higher)
         weights = jnp.exp(checked - higher[:, None])  # checked here and not before the maximum, which is a pass more
-        added = jnp.sum(weights, axis=-1), rule.product(rule.dropped(block, weights, seed), value.T)
+        added = jnp.sum(weights, axis=-1), rule.product("ts,hs->th", rule.dropped(block, weights, seed), value)
         if not before:
             return higher, *added
         shrink = jnp.exp(peak - higher)

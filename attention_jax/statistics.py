@@ -19,7 +19,7 @@ from attention_jax.arguments import static_int
 from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import accumulator
-from attention_jax.blockwise import block_grid, block_sizes_for, canonical, canonical_array, pad
+from attention_jax.blockwise import canonical, canonical_array, grid_for, pad
 from attention_jax.checks import check_many_heads
 from attention_jax.dispatch import placed
 from attention_jax.score_tree import check_rules
@@ -98,7 +98,7 @@ def attention_statistics(
         return _of_nothing(batch, N, T, S, top_k, accumulator(query.dtype), tokens is not None)
 
     value = jnp.zeros((*key.shape[:-1], 1), key.dtype)
-    grid = block_grid(query.shape, value.shape, block_sizes_for(mask, S))
+    grid = grid_for(mask, query.shape, value.shape)
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
     lse = problem.softmax()[1] if lse is None else _padded(lse, (*batch, N, T), grid)
     real = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 3) < T

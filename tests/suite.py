@@ -1,5 +1,7 @@
 """The cases that every implementation of attention is put through, and how near to the oracle it has to come."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,17 @@ def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), *
     return blockwise_attention(query, key, value, score=score, block_sizes=block_sizes, **options)[0]
 
 
-IMPLEMENTATIONS = {"reference": multi_head_attention, "blockwise": blockwise}
+def many_small_blocks(*arrays, **options):
+    """As `blockwise`, with the products of a step that has many heads."""
+    with mock.patch("attention_jax.blockwise._many_small", return_value=True):
+        return blockwise(*arrays, **options)
+
+
+IMPLEMENTATIONS = {
+    "reference": multi_head_attention,
+    "blockwise": blockwise,
+    "many small blocks": many_small_blocks,
+}
 
 # Largest error allowed, as a share of the largest true value. The inputs are first rounded to the dtype, and the oracle
 # is given the rounded ones, so that what is left is the arithmetic's own error and the rounding of the output.

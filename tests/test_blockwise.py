@@ -13,7 +13,7 @@ from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
-from attention_jax.blockwise import block_sizes_for, blockwise_attention
+from attention_jax.blockwise import blockwise_attention, grid_for
 from attention_jax.score_rules import relative_bucket
 
 SHAPE = (13, 17, 4, 2, 8, 5, (2,))
@@ -369,10 +369,22 @@ def test_what_a_mask_does_to_an_only_block_is_known_in_a_loop_over_heads():
     assert "stablehlo.case" not in program
 
 
-def test_narrow_windows_have_small_blocks():
-    sizes = {left: block_sizes_for(aj.sliding_window(left, 0), 4096) for left in (0, 200, 256, 700)}
-    assert sizes == {0: (256, 128), 200: (256, 128), 256: (512, 256), 700: (512, 512)}
-    assert block_sizes_for(aj.causal(), 512) == (512, 512)  # the last query sees all keys
+@pytest.mark.parametrize("mask, length, few_heads, many_heads", [
+    (aj.sliding_window(0, 0), 4096, (256, 128), (128, 128)),
+    (aj.sliding_window(200, 0), 4096, (256, 128), (128, 128)),
+    (aj.sliding_window(256, 0), 4096, (512, 256), (256, 256)),
+    (aj.sliding_window(700, 0), 4096, (512, 512), (512, 512)),
+    (aj.causal(), 512, (512, 512), (256, 256)),
+    (aj.causal(), 1024, (512, 512), (256, 256)),
+    (aj.causal(), 2048, (512, 512), (512, 512)),
+    (aj.causal() & aj.segments(np.zeros(1000, int)), 1000, (500, 500), (250, 250)),
+    (aj.prefix(1000), 1024, (512, 512), (512, 512)),
+    (None, 1024, (512, 512), (512, 512)),
+])  # fmt: skip
+def test_size_of_blocks(mask, length, few_heads, many_heads):
+    for heads, sizes in ((2, few_heads), (32, many_heads)):
+        grid = grid_for(mask, (length, heads, 64), (length, heads, 64))
+        assert (grid.size("t"), grid.size("s")) == sizes
 
 
 @pytest.mark.parametrize("mask, skipped, unmasked", [

@@ -23,7 +23,7 @@ def arrays():
     return suite.inputs(SHAPE)
 
 
-@pytest.fixture(params=["blockwise", pytest.param("reference", marks=pytest.mark.slow)])
+@pytest.fixture(params=["blockwise", "many small blocks", pytest.param("reference", marks=pytest.mark.slow)])
 def attention(request):
     return suite.IMPLEMENTATIONS[request.param]
 

@@ -32,7 +32,7 @@ MASKS = {
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(ours, "block_sizes_for", lambda mask, S: (8, 5))
+    monkeypatch.setattr(ours, "grid_for", lambda mask, *shapes: blockwise.block_grid(*shapes, (8, 5)))
 
 
 def check(statistics: AttentionStatistics, true: dict, tolerance=3e-6):
@@ -242,5 +242,5 @@ def test_dtypes():
     assert half.entropy.dtype == half.top_weights.dtype == jnp.float32 and half.top_keys.dtype == jnp.int32
 
 
-def test_block_sizes_are_those_of_attention():
-    assert ours.block_sizes_for is blockwise.block_sizes_for
+def test_blocks_are_those_of_attention():
+    assert ours.grid_for is blockwise.grid_for
