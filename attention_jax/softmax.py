@@ -113,8 +113,10 @@ class AttentionRule:
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         d_output, d_total = cotangents.get(0), cotangents.get(1)
 
-        products = self.product("th,hs->ts", query, key)
-        logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
+        *_, uncleaned = self.unpack(operands)
+        products = self.product("th,hs->ts", *uncleaned[:2])  # those of `fold`: XLA makes them once where nothing loops
+        finite = jnp.where(jnp.isfinite(products), products, 0)
+        logits, back_through_score = jax.vjp(partial(self.scored, block), finite, score)
         if masked:
             logits = jnp.where(self.visible(block, mask), logits, -jnp.inf)
         # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of

@@ -59,6 +59,7 @@ MUTANTS = [
     Mutant("softmax.py", "jnp.einsum(letters, one, other, precision=self.precision)", "jnp.einsum(letters, one, other)", "test_conformance.py::test_ours -k precision"),
     Mutant("softmax.py", "one - one)[:, None]", "one)[:, None]", "test_dot_product.py::test_every_head_layout -k many"),
     Mutant("softmax.py", "other - other)", "other)", "test_dot_product.py::test_every_mask -k many"),
+    Mutant("softmax.py", "finite = jnp.where(jnp.isfinite(products), products, 0)", "finite = products", "test_contract.py::test_a_poisoned_row_that_is_left_out_of_the_loss_reaches_no_gradient"),
     Mutant("blockwise.py", "jax.ShapeDtypeStruct(shape, accumulator(value.dtype))", "jax.ShapeDtypeStruct(shape, value.dtype)", "test_blockwise.py::test_gradients_of_low_precision"),
     Mutant("blocks.py", "jnp.where(some, jnp.where(every, 2, 1), 0)", "jnp.where(every, 2, 1)", "test_blockwise.py::test_empty_blocks_are_skipped"),
     Mutant("blocks.py", "return 0 if self.steps(letter) == 1 else step * self.size(letter)", "return step * self.size(letter)", "test_blockwise.py::test_what_a_mask_does_to_an_only_block_is_known_in_a_loop_over_heads"),
