@@ -39,9 +39,8 @@ PEERS = {
 """What each benchmark measures where it is installed."""
 
 ANOTHER_RUN = """\
-- The spread is that within one run. Another run can differ by more, by a third on a machine that is shared; README's
-  tables are medians of five runs.
-- Another CPU ranks the libraries otherwise: README's tables are from one with AVX-512."""
+- The spread is that within one run. Another run can differ by more, by a third on a machine that is shared.
+- Another CPU ranks the libraries otherwise: what README says of generation is from one with AVX-512."""
 
 BUSY = """\
 - The machine had other work when some of the measuring began, as its load average says. Times in seconds are longer
