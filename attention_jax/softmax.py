@@ -82,7 +82,7 @@ class AttentionRule:
 
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
-        logits = self.scored(block, self.product("th,hs->ts", query, key), score)
+        logits = self.scored(block, self.product("th,hs->ts", query, key, key), score)
         return jnp.where(self.visible(block, mask), logits, -jnp.inf) if masked else logits
 
     def dropped(self, block, weights, seed):
@@ -91,22 +91,20 @@ class AttentionRule:
         keep = keep_positions(jax.random.wrap_key_data(seed), self.rate, block.rows, block.columns)
         return jnp.where(keep, weights / (1 - self.rate), 0)
 
-    def product(self, letters, one, other):
+    def product(self, letters, one, other, known):
+        """`einsum`. XLA leaves a batch of small products to one core of a CPU, and divides it where a sum is fused with
+        them; so one of zeros is, made of `known`: the key or the value `[h, s]`. They are NaN for what is not finite in
+        it, which is for `fold` to find in any case."""
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
             return product
-        # XLA leaves a batch of small products to one core of a CPU, and divides it where a sum is fused with them
-        rows, columns, result = letters.replace("->", ",").split(",")
-        one, other = jax.lax.stop_gradient((one, other))
-        if one.size < other.size:
-            return product + jnp.einsum(f"{rows}->{result[0]}", one - one)[:, None]
-        return product + jnp.einsum(f"{columns}->{result[1]}", other - other)[None, :]
+        return product + jnp.einsum(f"hs->{letters[-1]}", jax.lax.stop_gradient(known - known))[None, :]
 
     def term(self, block, masked, *operands):
         """Weighted values, and the sum of the weights; the log-sum-exp is taken as given."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
-        return self.product("ts,hs->th", self.dropped(block, weights, seed), value), jnp.sum(weights, axis=-1)
+        return self.product("ts,hs->th", self.dropped(block, weights, seed), value, value), jnp.sum(weights, axis=-1)
 
     def transposed_tangent(self, block, masked, operands, moving, cotangents):
         """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4)."""
@@ -114,14 +112,15 @@ class AttentionRule:
         d_output, d_total = cotangents.get(0), cotangents.get(1)
 
         *_, uncleaned = self.unpack(operands)
-        products = self.product("th,hs->ts", *uncleaned[:2])  # those of `fold`: XLA makes them once where nothing loops
-        finite = jnp.where(jnp.isfinite(products), products, 0)
-        logits, back_through_score = jax.vjp(partial(self.scored, block), finite, score)
+        products = _finite_product(self, *uncleaned[:2])
+        logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
         if masked:
             logits = jnp.where(self.visible(block, mask), logits, -jnp.inf)
         # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
         weights = jnp.exp(jnp.minimum(logits - lse[:, None], 0))
-        d_weights = 0 if d_output is None else self.dropped(block, self.product("th,hs->ts", d_output, value), seed)
+        d_weights = (
+            0 if d_output is None else self.dropped(block, self.product("th,hs->ts", d_output, value, value), seed)
+        )
         d_weights = d_weights if d_total is None else d_weights + d_total[:, None]
         d_logits = weights * d_weights
         if masked or not self.scoreless:  # a hidden weight is 0, but what it is multiplied with may have overflowed
@@ -131,14 +130,29 @@ class AttentionRule:
         first = len(operands) - 4
         gradients = dict(zip(range(self.masks, self.masks + self.scores), d_score, strict=True))
         if first in moving:
-            gradients[first] = self.product("ts,hs->th", d_logits, key)
+            gradients[first] = self.product("ts,hs->th", d_logits, key, key)
         if first + 1 in moving:
-            gradients[first + 1] = self.product("ht,ts->hs", _turned(query), d_logits)
+            gradients[first + 1] = self.product("ht,ts->hs", _turned(query), d_logits, key)
         if first + 2 in moving:
             weights = self.dropped(block, weights, seed)
-            none = jnp.zeros_like(value)
-            gradients[first + 2] = none if d_output is None else self.product("ht,ts->hs", _turned(d_output), weights)
+            gradients[first + 2] = jnp.zeros_like(value)
+            if d_output is not None:
+                gradients[first + 2] = self.product("ht,ts->hs", _turned(d_output), weights, value)
         return [gradients[index] for index in moving]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _finite_product(rule, query, key):
+    """The products that `fold` makes, which XLA then makes once for both where nothing loops; 0 if not finite."""
+    products = rule.product("th,hs->ts", query, key, key)
+    return jnp.where(jnp.isfinite(products), products, 0)
+
+
+@_finite_product.defjvp
+def _finite_product_jvp(rule, primals, tangents):
+    (query, key), (d_query, d_key) = (jnp.where(jnp.isfinite(x), x, 0) for x in primals), tangents
+    product = partial(rule.product, "th,hs->ts", known=key)
+    return _finite_product(rule, *primals), product(d_query, key) + product(query, d_key)
 
 
 def _turned(x):
@@ -168,7 +182,7 @@ class Softmax(Fold):
     def fold(self, block, masked, operands, *before):
         rule = self.rule
         mask, score, seed, (query, key, value) = rule.unpack(operands)
-        products = rule.product("th,hs->ts", query, key)
+        products = rule.product("th,hs->ts", query, key, key)
         logits = rule.scored(block, products, score)
         finite = jnp.isfinite(products) & jnp.all(jnp.isfinite(value), axis=0)[None, :]
         # what is seen and is not finite makes its row NaN; what a score hides is not seen
@@ -183,7 +197,7 @@ class Softmax(Fold):
             peak, total, sums = before
             higher = jnp.maximum(peak, higher)
         weights = jnp.exp(checked - higher[:, None])  # checked here and not before the maximum, which is a pass more
-        added = jnp.sum(weights, axis=-1), rule.product("ts,hs->th", rule.dropped(block, weights, seed), value)
+        added = jnp.sum(weights, axis=-1), rule.product("ts,hs->th", rule.dropped(block, weights, seed), value, value)
         if not before:
             return higher, *added
         shrink = jnp.exp(peak - higher)

@@ -212,6 +212,33 @@ def test_padding_of_nan_equals_a_shorter_input(everything, arrays):
     assert (d_key[:, 9:] == 0).all() and (d_value[:, 9:] == 0).all()
 
 
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_what_no_row_sees_reaches_no_second_derivative(attention, poison, arrays):
+    *clean, _ = arrays
+    mask = ROWS_MASK.copy()
+    mask[..., 5] = False
+
+    @jax.jit
+    def twice(*arrays):
+        def once(*arrays):
+            gradients = jax.grad(lambda *x: jnp.sum(attention(*x, mask=mask) ** 2), (0, 1, 2))(*arrays)
+            return sum(jnp.sum(gradient**2) for gradient in gradients)
+
+        return jax.grad(once, (0, 1, 2))(*arrays)
+
+    poisoned = clean[0], *(x.at[:, 5].set(poison) for x in clean[1:])
+    assert_same_bits(twice(*poisoned), twice(*clean))
+
+
+def test_a_backward_pass_transposed_is_the_tangent(attention, arrays):
+    *inputs, _ = arrays
+    tangents = tuple(suite.inputs(SHAPE, seed=1)[:3])
+    output, tangent = jax.jvp(partial(attention, mask=ROWS_MASK), tuple(inputs), tangents)
+    _, backward = jax.vjp(partial(attention, mask=ROWS_MASK), *inputs)
+    (transposed,) = jax.linear_transpose(backward, output)(tangents)
+    np.testing.assert_allclose(transposed, tangent, atol=1e-5)
+
+
 def test_precision_reaches_both_products(arrays):
     jaxpr = str(jax.make_jaxpr(partial(aj.multi_head_attention, precision="highest"))(*arrays[:3]))
     assert jaxpr.count("Precision.HIGHEST") == 4  # two for each of two dots
