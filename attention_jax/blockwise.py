@@ -30,7 +30,7 @@ BLOCK = 512
 SMALL_BLOCK = 256  # XLA gives the product of one such block to one core of a CPU
 NARROW_BLOCK = 128
 SCORES_A_STEP = 2**19  # with more, temporaries pass 32 MiB, which malloc gives back after each call: page faults
-SCORES_AT_ONCE = 2**20  # a problem of no more is done in one step
+SCORES_AT_ONCE = 2**20  # a problem of no more has all heads and examples in one step
 
 
 def blockwise_attention(
@@ -156,7 +156,7 @@ def canonical(
         rate=rate,
         keys=S,
         padded=grid.length("s") != S,
-        many_small=_many_small(grid),
+        many_small=_many_small(grid, H),
         precision=precision,
     )
     if rate:
@@ -176,19 +176,20 @@ def canonical(
 
 def grid_for(mask: Mask | None, query_shape: Sequence[int], value_shape: Sequence[int]) -> Grid:
     """How the work is cut up under a mask. Small blocks follow its edge more closely; but they want many heads."""
-    small, large = block_sizes_for(mask, value_shape[-3])
+    small, large = block_sizes_for(mask, query_shape[-3], value_shape[-3])
     grid = block_grid(query_shape, value_shape, small)
-    return grid if _many_small(grid) else block_grid(query_shape, value_shape, large)
+    return grid if _many_small(grid, query_shape[-1]) else block_grid(query_shape, value_shape, large)
 
 
-def block_sizes_for(mask: Mask | None, S: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The most queries and keys in a block, with many heads a step and with few: fewer where the mask lets a query see
-    a narrow band of keys only, or is a triangle of few blocks, as most of a larger block would lie outside. With few
-    heads a narrow block has twice as many queries, or its products would keep one core busy only."""
-    spans = [(0, S - 1)] if mask is None else [mask.columns_of((row, row), S) for row in (S // 2, S - 1)]
-    widths = [max(last - first + 1, 1) for first, last in spans]
-    size = min(max(1 << (max(widths).bit_length() - 1), NARROW_BLOCK), BLOCK)  # type: ignore[union-attr]
-    triangle = min(widths) < max(widths) and S <= 4 * SMALL_BLOCK
+def block_sizes_for(mask: Mask | None, T: int, S: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The most queries and keys in a block, with many heads a step and with few. They are fewer where the mask lets a
+    query see a narrow band of keys, most of a larger block being outside; and where it hides much in a few blocks, as
+    the causal mask does. With few heads a narrow block has twice as many queries, or it would keep one core busy only.
+    """
+    spans = [(0, S - 1)] if mask is None else [mask.columns_of((row, row), S) for row in (T // 2, T - 1)]
+    widths = [max(int(min(last, S - 1) - max(first, 0)) + 1, 1) for first, last in spans]  # of the middle, of the last
+    size = min(max(1 << (max(widths).bit_length() - 1), NARROW_BLOCK), BLOCK) if max(widths) < S else BLOCK
+    triangle = min(widths) <= 0.6 * S and 2 * SMALL_BLOCK <= S <= 4 * SMALL_BLOCK
     small = min(size, SMALL_BLOCK) if triangle else size
     return (small, small), (min(2 * size, BLOCK), size)
 
@@ -207,10 +208,10 @@ def block_grid(query_shape: Sequence[int], value_shape: Sequence[int], block_siz
     return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s))
 
 
-def _many_small(grid: Grid) -> bool:
+def _many_small(grid: Grid, H: int) -> bool:
     """Whether a step has many blocks, each too small for more than one core."""
-    block = grid.size("t") * grid.size("s")
-    return block <= SMALL_BLOCK**2 and math.prod(grid.sizes) >= SCORES_A_STEP // 2
+    one_core = grid.size("t") * grid.size("s") <= SMALL_BLOCK**2 and H <= 128
+    return one_core and math.prod(grid.sizes) >= SCORES_A_STEP // 2
 
 
 def _by_query(array: jax.Array, T: int, batch: Sequence[int]) -> jax.Array:

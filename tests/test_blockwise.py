@@ -13,7 +13,7 @@ from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
-from attention_jax.blockwise import blockwise_attention, grid_for
+from attention_jax.blockwise import _many_small, blockwise_attention, grid_for
 from attention_jax.score_rules import relative_bucket
 
 SHAPE = (13, 17, 4, 2, 8, 5, (2,))
@@ -378,13 +378,29 @@ def test_what_a_mask_does_to_an_only_block_is_known_in_a_loop_over_heads():
     (aj.causal(), 1024, (512, 512), (256, 256)),
     (aj.causal(), 2048, (512, 512), (512, 512)),
     (aj.causal() & aj.segments(np.zeros(1000, int)), 1000, (500, 500), (250, 250)),
-    (aj.prefix(1000), 1024, (512, 512), (512, 512)),
+    (aj.causal(), 300, (300, 300), (300, 300)),
+    (aj.causal() | aj.prefix(1000), 1024, (512, 512), (512, 512)),
+    (aj.causal() & aj.sliding_window(600, 0), 1024, (512, 512), (256, 256)),
+    (aj.sliding_window(600, 0), 1024, (512, 512), (256, 256)),
     (None, 1024, (512, 512), (512, 512)),
 ])  # fmt: skip
 def test_size_of_blocks(mask, length, few_heads, many_heads):
-    for heads, sizes in ((2, few_heads), (32, many_heads)):
-        grid = grid_for(mask, (length, heads, 64), (length, heads, 64))
+    for heads, channels, sizes in ((2, 64, few_heads), (32, 64, many_heads), (32, 256, few_heads)):
+        grid = grid_for(mask, (length, heads, channels), (length, heads, channels))
         assert (grid.size("t"), grid.size("s")) == sizes
+
+
+def test_a_chunk_of_queries_that_sees_nearly_all_keys_has_large_blocks():
+    grid = grid_for(aj.causal(offset=1008), (8, 16, 64, 64), (8, 1024, 64, 64))
+    assert (grid.size("t"), grid.size("s")) == (16, 512)
+
+
+def test_what_counts_as_many_small_blocks():
+    """The steps are of 16 heads of 128 x 128 each, 8 of 256 x 256, 2 of 512 x 512 and 4 of 128 x 128."""
+    lengths = {(16, 128): True, (8, 256): True, (32, 512): False, (4, 128): False}
+    for (heads, length), many in lengths.items():
+        shape = length, heads, 64
+        assert _many_small(grid_for(None, shape, shape), 64) == many
 
 
 @pytest.mark.parametrize("mask, skipped, unmasked", [
