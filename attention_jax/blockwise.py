@@ -209,7 +209,7 @@ def block_grid(query_shape: Sequence[int], value_shape: Sequence[int], block_siz
 
 
 def _many_small(grid: Grid, H: int) -> bool:
-    """Whether a step has many blocks, each too small for more than one core."""
+    """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels."""
     one_core = grid.size("t") * grid.size("s") <= SMALL_BLOCK**2 and H <= 128
     return one_core and math.prod(grid.sizes) >= SCORES_A_STEP // 2
 

@@ -56,7 +56,7 @@ class AttentionRule:
         """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
         blocks, which are in the cache, it costs next to nothing."""
         mask, score, seed, (*arrays, lse) = self.unpack(operands)
-        return mask, score, seed, [*(jnp.where(jnp.isfinite(x), x, 0) for x in arrays), lse]
+        return mask, score, seed, [*map(_finite, arrays), lse]
 
     def span(self, outer, first, last, length):
         mask = jax.tree.unflatten(self.mask, [None] * self.masks)
@@ -77,8 +77,8 @@ class AttentionRule:
         if self.scoreless:
             return logits
         score = jax.tree.unflatten(self.score, arrays)
-        finite = jnp.where(jnp.isfinite(logits), logits, 0)  # a score of -inf hides what overflows, too
-        return score.apply(finite, block.head, block.rows, block.columns)
+        # finite: a score of -inf hides what overflows, too
+        return score.apply(_finite(logits), block.head, block.rows, block.columns)
 
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
@@ -144,15 +144,18 @@ class AttentionRule:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _finite_product(rule, query, key):
     """The products that `fold` makes, which XLA then makes once for both where nothing loops; 0 if not finite."""
-    products = rule.product("th,hs->ts", query, key, key)
-    return jnp.where(jnp.isfinite(products), products, 0)
+    return _finite(rule.product("th,hs->ts", query, key, key))
 
 
 @_finite_product.defjvp
 def _finite_product_jvp(rule, primals, tangents):
-    (query, key), (d_query, d_key) = (jnp.where(jnp.isfinite(x), x, 0) for x in primals), tangents
+    (query, key), (d_query, d_key) = map(_finite, primals), tangents
     product = partial(rule.product, "th,hs->ts", known=key)
     return _finite_product(rule, *primals), product(d_query, key) + product(query, d_key)
+
+
+def _finite(x):
+    return jnp.where(jnp.isfinite(x), x, 0)
 
 
 def _turned(x):
@@ -190,7 +193,7 @@ class Softmax(Fold):
         if masked:
             visible = rule.visible(block, mask)
             logits, checked = (jnp.where(visible, x, -jnp.inf) for x in (logits, checked))
-        value = jnp.where(jnp.isfinite(value), value, 0)
+        value = _finite(value)
         lowest = jnp.finfo(logits.dtype).min  # not -inf, from which nothing can be subtracted
         higher = jnp.maximum(jnp.max(logits, axis=-1), lowest)
         if before:
@@ -216,7 +219,7 @@ class Softmax(Fold):
         )
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
-        known = jnp.where(jnp.isfinite(output), output, 0)
+        known = _finite(output)
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
         d_output = d_output - jnp.einsum("...bkgt,...bkgth->...bkgth", d_lse, known, precision="highest")
         return (output, lse), (d_output, d_lse)
