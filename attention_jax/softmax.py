@@ -69,9 +69,10 @@ class AttentionRule:
         some, every = (True, True) if mask is None else mask.some_every(rows, columns)
         return some, every & (columns[1] < self.keys) if self.padded else every
 
-    def visible(self, block, mask):
+    def seen(self, block, mask, logits):
+        """The logits, -inf where a key is not seen."""
         real = (block.columns < self.keys)[None, :]
-        return real if mask is None else real & mask.at(block.rows, block.columns)
+        return jnp.where(real if mask is None else real & mask.at(block.rows, block.columns), logits, -jnp.inf)
 
     def scored(self, block, logits, arrays):
         if self.scoreless:
@@ -83,7 +84,7 @@ class AttentionRule:
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
         logits = self.scored(block, self.product("th,hs->ts", query, key, key), score)
-        return jnp.where(self.visible(block, mask), logits, -jnp.inf) if masked else logits
+        return self.seen(block, mask, logits) if masked else logits
 
     def dropped(self, block, weights, seed):
         if seed is None:
@@ -115,7 +116,7 @@ class AttentionRule:
         products = _finite_product(self, *uncleaned[:2])
         logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
         if masked:
-            logits = jnp.where(self.visible(block, mask), logits, -jnp.inf)
+            logits = self.seen(block, mask, logits)
         # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
         weights = jnp.exp(jnp.minimum(logits - lse[:, None], 0))
         d_weights = (
@@ -191,8 +192,7 @@ class Softmax(Fold):
         # what is seen and is not finite makes its row NaN; what a score hides is not seen
         checked = jnp.where(finite if rule.scoreless else finite | (logits == -jnp.inf), logits, jnp.nan)
         if masked:
-            visible = rule.visible(block, mask)
-            logits, checked = (jnp.where(visible, x, -jnp.inf) for x in (logits, checked))
+            logits, checked = (rule.seen(block, mask, x) for x in (logits, checked))
         value = _finite(value)
         lowest = jnp.finfo(logits.dtype).min  # not -inf, from which nothing can be subtracted
         higher = jnp.maximum(jnp.max(logits, axis=-1), lowest)
