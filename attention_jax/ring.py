@@ -24,6 +24,7 @@ from attention_jax.masks import prefix
 from attention_jax.node import node
 from attention_jax.operation import vary_like
 from attention_jax.score_tree import PlacedScore, check_rules
+from attention_jax.softmax import finite_or_zero
 from attention_jax.typing import MaskLike, Positions, ScoreLike
 
 
@@ -188,8 +189,7 @@ def _one_device(query, key, value, leaves, *, tree, letters, axis, parts, option
 
     def attend_backward(kept, d_output):
         stay, go, output, lse = kept
-        known = jnp.where(jnp.isfinite(output), output, 0)
-        d_total = -jnp.swapaxes(jnp.sum(d_output * known, axis=-1), -1, -2)
+        d_total = -jnp.swapaxes(jnp.sum(d_output * finite_or_zero(output), axis=-1), -1, -2)
         lse = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
 
         def step(carry, turn):

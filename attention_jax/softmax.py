@@ -56,7 +56,7 @@ class AttentionRule:
         """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
         blocks, which are in the cache, it costs next to nothing."""
         mask, score, seed, (*arrays, lse) = self.unpack(operands)
-        return mask, score, seed, [*map(_finite, arrays), lse]
+        return mask, score, seed, [*map(finite_or_zero, arrays), lse]
 
     def span(self, outer, first, last, length):
         mask = jax.tree.unflatten(self.mask, [None] * self.masks)
@@ -79,7 +79,7 @@ class AttentionRule:
             return logits
         score = jax.tree.unflatten(self.score, arrays)
         # finite: a score of -inf hides what overflows, too
-        return score.apply(_finite(logits), block.head, block.rows, block.columns)
+        return score.apply(finite_or_zero(logits), block.head, block.rows, block.columns)
 
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
@@ -145,17 +145,18 @@ class AttentionRule:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _finite_product(rule, query, key):
     """The products that `fold` makes, which XLA then makes once for both where nothing loops; 0 if not finite."""
-    return _finite(rule.product("th,hs->ts", query, key, key))
+    return finite_or_zero(rule.product("th,hs->ts", query, key, key))
 
 
 @_finite_product.defjvp
 def _finite_product_jvp(rule, primals, tangents):
-    (query, key), (d_query, d_key) = map(_finite, primals), tangents
+    (query, key), (d_query, d_key) = map(finite_or_zero, primals), tangents
     product = partial(rule.product, "th,hs->ts", known=key)
     return _finite_product(rule, *primals), product(d_query, key) + product(query, d_key)
 
 
-def _finite(x):
+def finite_or_zero(x):
+    """With 0 for what is not finite."""
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
@@ -193,7 +194,7 @@ class Softmax(Fold):
         checked = jnp.where(finite if rule.scoreless else finite | (logits == -jnp.inf), logits, jnp.nan)
         if masked:
             logits, checked = (rule.seen(block, mask, x) for x in (logits, checked))
-        value = _finite(value)
+        value = finite_or_zero(value)
         lowest = jnp.finfo(logits.dtype).min  # not -inf, from which nothing can be subtracted
         higher = jnp.maximum(jnp.max(logits, axis=-1), lowest)
         if before:
@@ -219,7 +220,7 @@ class Softmax(Fold):
         )
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
-        known = _finite(output)
+        known = finite_or_zero(output)
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
         d_output = d_output - jnp.einsum("...bkgt,...bkgth->...bkgth", d_lse, known, precision="highest")
         return (output, lse), (d_output, d_lse)

@@ -23,7 +23,7 @@ from attention_jax.blockwise import canonical, canonical_array, grid_for, pad
 from attention_jax.checks import check_many_heads
 from attention_jax.dispatch import placed
 from attention_jax.score_tree import check_rules
-from attention_jax.softmax import AttentionRule
+from attention_jax.softmax import AttentionRule, finite_or_zero
 from attention_jax.typing import MaskLike, Positions, ScoreLike
 
 
@@ -149,7 +149,7 @@ class StatisticsRule:
     def weigh(self, block, masked, operands):
         """`[t, s]`: the weights, -log of them, which are seen; and the other operands."""
         mask, score, _, (query, key, lse, *others) = self.attention.unpack(operands)
-        query, key = (jnp.where(jnp.isfinite(x), x, 0) for x in (query, key))  # where they are not, lse is NaN
+        query, key = map(finite_or_zero, (query, key))  # where they are not finite, lse is NaN
         logits = self.attention.logits(block, masked, mask, score, query, key)
         seen = logits > -jnp.inf
         logs = jnp.where(seen, logits - lse[:, None], 0)
