@@ -1,4 +1,4 @@
-"""A loop over blocks that carries something along each query's keys, such as a running maximum."""
+"""A loop over blocks that merges what is found in each, such as a maximum, with what was found in those before."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -16,34 +16,37 @@ class Fold(Sweep):
     """What is left when a query's blocks of keys have been gone through, one after another."""
 
     carried: ClassVar[tuple[str, ...]]
-    """The axes of what is carried."""
+    """The axes of what is found."""
 
     @abstractmethod
     def nothing(self) -> list[jax.Array]:
-        """What is carried before the first block, for the heads and queries of a step."""
+        """What is found where there is nothing, for the heads and queries of a step."""
 
     @abstractmethod
-    def fold(self, block: Block, masked: bool, operands, *before) -> Sequence[jax.Array]:
-        """What is carried after a block of one head; `before` is left out where the block is the only one."""
+    def find(self, block: Block, masked: bool, *operands) -> Sequence[jax.Array]:
+        """What is found in a block of one head."""
 
     @abstractmethod
-    def finish(self, carry) -> list[jax.Array]:
+    def merge(self, one, other) -> list[jax.Array]:
+        """What is found in both, for the heads and queries of a step."""
+
+    @abstractmethod
+    def finish(self, found) -> list[jax.Array]:
         """The outputs, for the heads and queries of a step."""
 
     def run(self, *operands):
         def nothing():
             return [vary_like(x, operands) for x in self.nothing()]
 
-        def step(start, carry, blocks):
-            def folded(masked):
+        def step(start, before, blocks):
+            def find(masked):
                 def one_head(block, *operands):
-                    before = len(operands) - len(carry)
-                    return self.fold(block, masked, operands[:before], *operands[before:])
+                    return self.find(block, masked, *operands)
 
-                axes = self.axes + self.carried[: len(carry)]
-                return list(self.by_head(one_head, axes, self.carried, start, [*blocks, *carry]))
+                return list(self.by_head(one_head, self.axes, self.carried, start, blocks))
 
-            return self.by_kind(start, blocks, carry or nothing(), folded), []
+            found = self.by_kind(start, blocks, nothing(), find)
+            return self.merge(before, found) if before else found, []
 
         first = list if self.grid.steps("s") == 1 else nothing  # a lone block has none before it
         return self.loop(operands, "t", first, step, self.finish)

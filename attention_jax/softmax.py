@@ -177,14 +177,14 @@ class Softmax(Fold):
         peak, total = jnp.full(lengths, jnp.finfo(dtype).min, dtype), jnp.zeros(lengths, dtype)
         return [peak, total, jnp.zeros((*lengths, self.outputs[0].shape[-1]), dtype)]
 
-    def finish(self, carry):
-        peak, total, sums = carry
+    def finish(self, found):
+        peak, total, sums = found
         blind = total == 0
         total = jnp.where(blind, 1, total)
         lse = jnp.where(blind, -jnp.inf, peak + jnp.log(total))
         return [sums / total[..., None], lse]
 
-    def fold(self, block, masked, operands, *before):
+    def find(self, block, masked, *operands):
         rule = self.rule
         mask, score, seed, (query, key, value) = rule.unpack(operands)
         products = rule.product("th,hs->ts", query, key, key)
@@ -196,16 +196,16 @@ class Softmax(Fold):
             logits, checked = (rule.seen(block, mask, x) for x in (logits, checked))
         value = finite_or_zero(value)
         lowest = jnp.finfo(logits.dtype).min  # not -inf, from which nothing can be subtracted
-        higher = jnp.maximum(jnp.max(logits, axis=-1), lowest)
-        if before:
-            peak, total, sums = before
-            higher = jnp.maximum(peak, higher)
-        weights = jnp.exp(checked - higher[:, None])  # checked here and not before the maximum, which is a pass more
-        added = jnp.sum(weights, axis=-1), rule.product("ts,hs->th", rule.dropped(block, weights, seed), value, value)
-        if not before:
-            return higher, *added
-        shrink = jnp.exp(peak - higher)
-        return higher, total * shrink + added[0], sums * shrink[:, None] + added[1]
+        peak = jnp.maximum(jnp.max(logits, axis=-1), lowest)
+        weights = jnp.exp(checked - peak[:, None])  # checked here and not before the maximum, which is a pass more
+        sums = rule.product("ts,hs->th", rule.dropped(block, weights, seed), value, value)
+        return peak, jnp.sum(weights, axis=-1), sums
+
+    def merge(self, one, other):
+        peak = jnp.maximum(one[0], other[0])
+        shrink, shrink_other = jnp.exp(one[0] - peak), jnp.exp(other[0] - peak)
+        total = one[1] * shrink + other[1] * shrink_other
+        return [peak, total, one[2] * shrink[..., None] + other[2] * shrink_other[..., None]]
 
     def jvp(self, primals, tangents):
         output, lse = self(*primals)

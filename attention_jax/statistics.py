@@ -182,23 +182,26 @@ class TopKeys(Fold):
         shape = [*(self.grid.size(letter) for letter in "bkgt"), self.outputs[0].shape[-1]]
         return [jnp.full(shape, -1, self.outputs[0].dtype)] * 2
 
-    def fold(self, block, masked, operands, *before):
+    def find(self, block, masked, *operands):
         weights, _, seen, _ = self.rule.weigh(block, masked, operands)
-        weights = jnp.where(seen, weights, -1)
         keys = jnp.broadcast_to(block.columns.astype(weights.dtype), weights.shape)
-        if not before:
-            before = [jnp.full((len(weights), self.outputs[0].shape[-1]), -1, weights.dtype)] * 2
-        weights, keys = (jnp.concatenate(both, axis=1) for both in zip(before, (weights, keys), strict=True))
+        return self._largest(jnp.where(seen, weights, -1), keys)
+
+    def merge(self, one, other):
+        return self._largest(*(jnp.concatenate(both, axis=-1) for both in zip(one, other, strict=True)))
+
+    def _largest(self, weights, keys):
+        """By maxima and not by sorting, which is much slower on a CPU."""
         found = []
-        for _ in before[0][0]:  # by maxima and not by sorting, which is much slower on a CPU
-            most = jnp.max(weights, axis=1, keepdims=True)
-            first = jnp.min(jnp.where(weights == most, keys, jnp.inf), axis=1, keepdims=True)
+        for _ in range(self.outputs[0].shape[-1]):
+            most = jnp.max(weights, axis=-1, keepdims=True)
+            first = jnp.min(jnp.where(weights == most, keys, jnp.inf), axis=-1, keepdims=True)
             weights = jnp.where(keys == first, -1, weights)
             found.append((most, jnp.where(most >= 0, first, -1)))
-        return [jnp.concatenate(columns, axis=1) for columns in zip(*found, strict=True)]
+        return [jnp.concatenate(columns, axis=-1) for columns in zip(*found, strict=True)]
 
-    def finish(self, carry):
-        weights, keys = carry
+    def finish(self, found):
+        weights, keys = found
         return [jnp.where(keys < 0, 0, weights), keys]
 
     def jvp(self, primals, tangents):

@@ -47,10 +47,11 @@ MUTANTS = [
     Mutant("mask_tree.py", "return negation(every), negation(some)", "return negation(some), negation(every)", "test_masks.py"),
     Mutant("mask_tree.py", "return left[0] | right[0], left[1] | right[1]", "return left[0] | right[0], left[1] | right[0]", "test_masks.py"),
     # block by block
-    Mutant("softmax.py", "higher = jnp.maximum(jnp.max(logits, axis=-1), lowest)", "higher = jnp.max(logits, axis=-1)", "test_properties.py::test_a_row_that_sees_nothing_in_blocks_of_one_key"),
+    Mutant("softmax.py", "peak = jnp.maximum(jnp.max(logits, axis=-1), lowest)", "peak = jnp.max(logits, axis=-1)", "test_properties.py::test_a_row_that_sees_nothing_in_blocks_of_one_key"),
     Mutant("softmax.py", "finite | (logits == -jnp.inf), logits, jnp.nan)", "finite | (logits == -jnp.inf), logits, 0)", "test_contract.py::test_poison_reaches_only_rows_that_see_it"),
     Mutant("softmax.py", "jnp.isfinite(products) & jnp.all(jnp.isfinite(value), axis=0)[None, :]", "jnp.isfinite(products)", "test_contract.py::test_poison_reaches_only_rows_that_see_it"),
-    Mutant("softmax.py", "total * shrink + added[0]", "total + added[0]", "test_dot_product.py::test_every_mask -k blockwise"),
+    Mutant("softmax.py", "one[1] * shrink + other[1]", "one[1] + other[1]", "test_dot_product.py::test_every_mask -k blockwise"),
+    Mutant("softmax.py", "other[2] * shrink_other[..., None]", "other[2]", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("softmax.py", "jnp.where(blind, -jnp.inf, peak + jnp.log(total))", "peak + jnp.log(total)", "test_blockwise.py::test_log_sum_exp_is_exact_and_differentiable"),
     Mutant("softmax.py", "return some, every & (columns[1] < self.keys) if self.padded else every", "return some, every", "test_blockwise.py::test_what_fills_the_last_block_is_never_seen"),
     Mutant("softmax.py", "d_weights = d_weights if d_total is None else d_weights + d_total[:, None]", "pass", "test_dot_product.py::test_every_mask -k blockwise"),
