@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from attention_jax.typing import Integers
 
 
+FARTHEST = 2**29  # positions are int32, and so are sums of a few of them up to here
+
+
 def static_int(name: str, value: object, minimum: int | None = None) -> int:
     """`value` as a Python int, or a `TypeError` that says why an array or a traced value will not do."""
     if isinstance(value, jax.core.Tracer):
@@ -29,14 +32,22 @@ def static_int(name: str, value: object, minimum: int | None = None) -> int:
     return value
 
 
+def static_offset(name: str, value: object) -> int | None:
+    """`value` as `static_int`, or None; a `ValueError` for one beyond all positions."""
+    offset = None if value is None else static_int(name, value)
+    if offset is not None and abs(offset) > FARTHEST:
+        raise ValueError(f"{name} must lie in {-FARTHEST} .. {FARTHEST}, got {offset}")
+    return offset
+
+
 def positions_alike(query_positions: Integers, key_positions: Integers) -> list[jax.Array]:
-    """Both as integer arrays with the same batch dimensions."""
+    """Both in the default integer dtype, with the same batch dimensions."""
     arrays = [jnp.asarray(query_positions), jnp.asarray(key_positions)]
     if any(array.ndim == 0 or not jnp.issubdtype(array.dtype, jnp.integer) for array in arrays):
         got = " and ".join(map(brief, arrays))
         raise TypeError(f"positions are integers, of queries [*B, T] and of keys [*B, S]; got {got}")
-    batch = max((array.shape[:-1] for array in arrays), key=len)
-    return [jnp.broadcast_to(array, (*batch, array.shape[-1])) for array in arrays]
+    batch = jnp.broadcast_shapes(*(array.shape[:-1] for array in arrays))
+    return [jnp.broadcast_to(array.astype(int), (*batch, array.shape[-1])) for array in arrays]
 
 
 def brief(array: jax.Array) -> str:

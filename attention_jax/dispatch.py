@@ -99,7 +99,8 @@ def attention_and_lse(
 
     Returns:
       output `[*B, T, N, Hv]`; log-sum-exp `[*B, N, T]` in float32 or better, differentiable, -inf for a query that sees
-      no key. With it, outputs over parts of the keys can be joined, and sinks added: see `add_sinks`.
+      no key, NaN for one that sees what is not finite. With it, outputs over parts of the keys can be joined, and sinks
+      added: see `add_sinks`.
 
     Raises:
       TypeError, ValueError: as `attention`.
@@ -139,6 +140,8 @@ def placed(
     """Mask and score as rules on the positions that are given."""
     if positions is None:
         return mask, score
+    if not isinstance(positions, tuple | list) or len(positions) != 2:
+        raise TypeError(f"positions must be a pair, those of queries and those of keys, got {type(positions).__name__}")
     mask = ~prefix(0) if mask is None else as_mask(mask)
     return mask.place(*positions), None if score is None else as_score(score).place(*positions)
 

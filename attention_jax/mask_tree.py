@@ -160,6 +160,8 @@ def as_mask(mask: MaskLike) -> Mask:
     """A `Mask` as it is, or one made of a bool array `[T, S]` or `[*B, N or 1, T, S]`."""
     if isinstance(mask, Mask):
         return mask
+    if callable(mask):
+        raise TypeError("a function (t, s) -> bool is made a mask by mask_from_function(fn)")
     array = jnp.asarray(mask)
     if jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
@@ -311,12 +313,14 @@ class Placed(Mask):
             seen = mask.at(queries, keys)
             return seen & jnp.reshape(keys >= 0, (1,) * (seen.ndim - 1) + (-1,))
 
-        own = [0 if leaf.ndim else None for leaf in jax.tree.leaves(self.mask)]
-        own = [axis if letters == "*" else None for axis, letters in zip(own, self.mask.axes(), strict=True)]
-        batch_dims = self.query_positions.ndim - 1
+        batch = self.query_positions.shape[:-1]
+        leaves, tree = jax.tree.flatten(self.mask)
+        batched = [bool(batch and x.ndim and a == "*") for x, a in zip(leaves, self.mask.axes(), strict=True)]
+        leaves = [jnp.broadcast_to(x, batch) if each else x for x, each in zip(leaves, batched, strict=True)]
+        own, batch_dims = [0 if each else None for each in batched], len(batch)
         for _ in range(batch_dims):
-            at = jax.vmap(at, (jax.tree.unflatten(jax.tree.structure(self.mask), own), 0, 0))
-        seen = at(self.mask, self.query_positions, self.key_positions)
+            at = jax.vmap(at, (jax.tree.unflatten(tree, own), 0, 0))
+        seen = at(jax.tree.unflatten(tree, leaves), self.query_positions, self.key_positions)
         return jnp.expand_dims(seen, -3) if batch_dims else seen
 
     def axes(self) -> list[str]:

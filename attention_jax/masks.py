@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import static_int
+from attention_jax.arguments import FARTHEST, static_int, static_offset
 from attention_jax.mask_rules import Causal, Function, KeyLengths, Prefix, Segments, Window
 from attention_jax.mask_tree import Mask, as_mask
 from attention_jax.typing import Integers
@@ -41,12 +41,12 @@ def causal(*, offset: int | None = None) -> Mask:
 
     Raises:
       TypeError: an offset that is traced, or no integer.
-      ValueError: where the mask is used, if T != S and there is no offset.
+      ValueError: an offset beyond 2**29; where the mask is used, if T != S and there is no offset.
 
     >>> causal(offset=2).to_array(2, 4).astype(int).tolist()
     [[1, 1, 1, 0], [1, 1, 1, 1]]
     """
-    return Causal(offset if offset is None else static_int("causal(offset=)", offset))
+    return Causal(static_offset("causal(offset=)", offset))
 
 
 def sliding_window(left: int, right: int, *, offset: int | None = None) -> Mask:
@@ -65,7 +65,8 @@ def sliding_window(left: int, right: int, *, offset: int | None = None) -> Mask:
     """
     left = static_int("sliding_window(left=)", left, minimum=0)
     right = static_int("sliding_window(right=)", right, minimum=0)
-    return Window(left, right, offset if offset is None else static_int("sliding_window(offset=)", offset))
+    offset = static_offset("sliding_window(offset=)", offset)
+    return Window(min(left, FARTHEST), min(right, FARTHEST), offset)
 
 
 def prefix(n: int) -> Mask:
@@ -81,7 +82,7 @@ def prefix(n: int) -> Mask:
     >>> prefix(1).to_array(2, 3).astype(int).tolist()
     [[1, 0, 0], [1, 0, 0]]
     """
-    return Prefix(static_int("prefix(n)", n, minimum=0))
+    return Prefix(min(static_int("prefix(n)", n, minimum=0), FARTHEST))
 
 
 def segments(query_ids: Integers, key_ids: Integers | None = None) -> Mask:

@@ -68,6 +68,12 @@ class RelativeBias(Score):
         least = 4 if self.bidirectional else 2
         if self.table.shape[0] < least:
             raise ValueError(f"relative_bias() wants a table of at least {least} buckets, got {self.table.shape[0]}")
+        exact = self.table.shape[0] // least  # distances that have a bucket of their own
+        if self.max_distance <= exact:
+            raise ValueError(
+                f"relative_bias(max_distance={self.max_distance}) must be more than {exact}, the distances that have a "
+                f"bucket of their own where there are {self.table.shape[0]}"
+            )
 
 
 @node

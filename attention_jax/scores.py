@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import static_int
+from attention_jax.arguments import static_int, static_offset
 from attention_jax.score_rules import Alibi, Bias, RelativeBias, SoftCap
 from attention_jax.score_tree import Score, as_score
 
@@ -56,7 +56,7 @@ def alibi(slopes: ArrayLike, *, offset: int | None = None) -> Score:
     >>> attention(x, x, x, score=alibi(alibi_slopes(2))).shape
     (6, 2, 4)
     """
-    return Alibi(jnp.asarray(slopes), _offset("alibi(offset=)", offset))
+    return Alibi(jnp.asarray(slopes), static_offset("alibi(offset=)", offset))
 
 
 def relative_bias(
@@ -71,8 +71,8 @@ def relative_bias(
       offset: as in `causal`: query t stands at key position t + offset.
 
     Raises:
-      ValueError: a `max_distance` below 2; where the score is used, T != S without an offset, or a table of too few
-        buckets or another number of heads.
+      ValueError: a `max_distance` below 2; where the score is used, T != S without an offset, a table of too few
+        buckets or another number of heads, or of so many that `max_distance` leaves none for wider distances.
 
     >>> from attention_jax import attention
     >>> x = jnp.ones((6, 2, 4))
@@ -80,7 +80,8 @@ def relative_bias(
     (6, 2, 4)
     """
     max_distance = static_int("relative_bias(max_distance=)", max_distance, minimum=2)
-    return RelativeBias(jnp.asarray(table), bidirectional, max_distance, _offset("relative_bias(offset=)", offset))
+    offset = static_offset("relative_bias(offset=)", offset)
+    return RelativeBias(jnp.asarray(table), bidirectional, max_distance, offset)
 
 
 def soft_cap(cap: ArrayLike) -> Score:
@@ -90,7 +91,7 @@ def soft_cap(cap: ArrayLike) -> Score:
       cap: positive number, or scalar array.
 
     Raises:
-      ValueError: a cap that is not one positive number.
+      ValueError: a cap that is not one positive finite number.
 
     >>> from attention_jax import attention
     >>> x = jnp.ones((6, 2, 4))
@@ -98,8 +99,9 @@ def soft_cap(cap: ArrayLike) -> Score:
     (6, 2, 4)
     """
     cap = jnp.asarray(cap, float) if isinstance(cap, jax.Array) else np.asarray(cap, float)
-    if cap.ndim != 0 or (not isinstance(cap, jax.core.Tracer) and not cap > 0):
-        raise ValueError(f"soft_cap(cap) must be one positive number, got {cap if cap.ndim == 0 else cap.shape}")
+    if cap.ndim != 0 or (not isinstance(cap, jax.core.Tracer) and not 0 < cap < np.inf):
+        got = cap if cap.ndim == 0 else cap.shape
+        raise ValueError(f"soft_cap(cap) must be one positive finite number, got {got}")
     return SoftCap(cap)
 
 
@@ -133,7 +135,8 @@ def add_sinks(output: jax.Array, lse: jax.Array, sinks: jax.Array) -> tuple[jax.
             f"{output.shape}, lse {lse.shape}, sinks {sinks.shape}"
         )
     sinks = jnp.broadcast_to(sinks[:, None].astype(lse.dtype), lse.shape)
-    share = jnp.moveaxis(jax.nn.sigmoid(lse - sinks), -1, -2)[..., None]
+    blind = lse == -jnp.inf  # whose output is 0, whatever its share; a sink may be -inf, too
+    share = jnp.moveaxis(jax.nn.sigmoid(jnp.where(blind, 0, lse) - sinks), -1, -2)[..., None]
     return (output * share).astype(output.dtype), jnp.logaddexp(lse, sinks)
 
 
@@ -155,7 +158,3 @@ def score_from_function(fn: Callable[..., jax.Array]) -> Score:
     (5, 2, 4)
     """
     return as_score(fn)
-
-
-def _offset(name: str, offset: int | None) -> int | None:
-    return offset if offset is None else static_int(name, offset)

@@ -73,7 +73,7 @@ MUTANTS = [
     # scores
     Mutant("score_tree.py", "self.second.apply(self.first.apply(", "self.first.apply(self.second.apply(", "test_all_pairs.py -m slow -k 'then and array'"),
     Mutant("score_rules.py", "rows[:, None] + (self.offset or 0) - columns", "rows[:, None] - (self.offset or 0) - columns", "test_properties.py::test_a_few_cases"),
-    Mutant("scores.py", "share = jnp.moveaxis(jax.nn.sigmoid(lse - sinks), -1, -2)", "share = jnp.moveaxis(jax.nn.sigmoid(sinks - lse), -1, -2)", "test_blockwise.py::test_sinks_are_keys_without_a_value"),
+    Mutant("scores.py", "share = jnp.moveaxis(jax.nn.sigmoid(jnp.where(blind, 0, lse) - sinks), -1, -2)", "share = jnp.moveaxis(jax.nn.sigmoid(sinks - jnp.where(blind, 0, lse)), -1, -2)", "test_blockwise.py::test_sinks_are_keys_without_a_value"),
     # weights, the cache, positions
     Mutant("weights.py", "key[..., heads // (N // K), :]", "key[..., heads % K, :]", "test_weights.py::test_every_mask"),
     Mutant("statistics.py", "patterns = [distance == 1,", "patterns = [distance == 2,", "test_statistics.py::test_of_the_whole_weights"),
