@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -137,11 +137,7 @@ def canonical(
     S, K = value.shape[-3:-1]
     dtype = accumulator(query.dtype)
 
-    positions = jnp.arange(grid.size("t"))[:, None], jnp.arange(grid.size("s"))[None, :]
-    mask = _hoist(mask, Function, *positions)
-    score = _hoist(
-        score, ScoreFunction, jnp.zeros((grid.size("t"), grid.size("s")), dtype), jnp.zeros((), int), *positions
-    )
+    mask, score = hoisted(mask, score, grid, dtype)
     operands, axes = [], []
     for part in (mask, score):
         for leaf, letters in zip(jax.tree.leaves(part), [] if part is None else part.axes(), strict=True):
@@ -254,16 +250,25 @@ def pad(array: jax.Array, letters: str, grid: Grid) -> jax.Array:
         (0, grid.length(letter) - size if letter in "ts" and size != 1 else 0)
         for letter, size in zip(letters, array.shape, strict=True)
     ]
-    return jnp.pad(array, widths) if any(after for _, after in widths) else array
+    return jnp.pad(array, widths, mode) if any(after for _, after in widths) else array
+
+
+def hoisted(mask: Any, score: Any, grid: Grid, dtype: Any) -> tuple[Any, Any]:
+    """Both with every function in them made free of the arrays it has captured, which become arrays of their own; for
+    blocks of the grid, with logits of a dtype."""
+    t, s = grid.size("t"), grid.size("s")
+    positions = jnp.arange(t)[:, None], jnp.arange(s)[None, :]
+    mask = _hoist(mask, Function, *positions)
+    return mask, _hoist(score, ScoreFunction, jnp.zeros((t, s), dtype), jnp.zeros((), int), *positions)
 
 
 def _hoist(part: Any, kind: Any, *examples: jax.Array) -> Any:
-    """`part` with every function in it made free of the arrays it has captured, which become arrays of its own."""
     if part is None:
         return None
     if isinstance(part, kind):
-        closed = jax.make_jaxpr(part.fn)(*examples)
-        return replace(part, fn=_Traced(closed.jaxpr), captured=tuple(closed.consts)) if closed.consts else part
+        # by a function of its own: for one it has seen, JAX would remember what that had captured then
+        closed = jax.make_jaxpr(lambda *positions: part.fn(*part.captured, *positions))(*examples)
+        return replace(part, fn=_Traced(part.fn, str(closed.jaxpr), closed.jaxpr), captured=tuple(closed.consts))
     children = {
         field.name: _hoist(child, kind, *examples)
         for field in fields(part)
@@ -274,9 +279,12 @@ def _hoist(part: Any, kind: Any, *examples: jax.Array) -> Any:
 
 @dataclass(frozen=True)
 class _Traced:
-    """A traced function that is called with the arrays it captured first."""
+    """A traced function that is called with the arrays it captured first. It equals another trace of the same function
+    in which nothing has changed, such as a number that the function reads."""
 
-    jaxpr: Any
+    fn: Any
+    text: str
+    jaxpr: Any = field(compare=False)
 
     def __call__(self, *operands: jax.Array) -> jax.Array:
         count = len(self.jaxpr.constvars)
