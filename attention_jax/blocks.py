@@ -186,6 +186,8 @@ class Sweep(Operation):
 
     def batch(self, operands, batched):
         V = next(operand.shape[axis] for operand, axis in zip(operands, batched, strict=True) if axis is not None)
+        if V == 0:  # of which there is no block to take
+            return [jnp.zeros((0, *x.shape), x.dtype) for x in self.outputs], [0] * len(self.outputs)
         X = self.grid.length("x")
 
         def widen(operand, axes, axis):

@@ -59,13 +59,14 @@ def blockwise_attention(
     *batch, T, N, _ = query.shape
     S, _, Hv = value.shape[-3:]
     mask, score = check_rules(mask, score, (*batch, N, T, S))
-    if 0 in (*query.shape, *value.shape):
+    if 0 in (*batch, T, N, S):
         return jnp.zeros((*batch, T, N, Hv), query.dtype), jnp.full((*batch, N, T), -jnp.inf, accumulator(query.dtype))
+    query, key, value = (x if x.shape[-1] else jnp.zeros((*x.shape[:-1], 1), x.dtype) for x in (query, key, value))
     shapes = query.shape, value.shape
     grid = block_grid(*shapes, block_sizes) if block_sizes else grid_for(mask, *shapes)
     problem = canonical(query, key, value, mask, score, scale, rate, dropout_rng, precision, grid)
     output, lse = problem.softmax()
-    return _by_query(output, T, batch).astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
+    return _by_query(output, T, batch)[..., :Hv].astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
 
 
 def weighted_sums(
@@ -142,7 +143,7 @@ def canonical(
     for part in (mask, score):
         for leaf, letters in zip(jax.tree.leaves(part), [] if part is None else part.axes(), strict=True):
             leaf, letters = canonical_array(jnp.asarray(leaf), letters, batch, K, N)
-            operands.append(pad(leaf, letters, grid))
+            operands.append(pad(leaf, letters, grid, "constant" if part is mask else "edge"))
             axes.append(letters)
     rule = AttentionRule(
         mask=jax.tree.structure(mask),
@@ -150,6 +151,8 @@ def canonical(
         masks=len(jax.tree.leaves(mask)),
         scores=len(jax.tree.leaves(score)),
         rate=rate,
+        random=str(jax.random.key_impl(dropout_rng)) if rate else None,  # type: ignore[arg-type]
+        queries=T,
         keys=S,
         padded=grid.length("s") != S,
         many_small=_many_small(grid, H),
@@ -165,7 +168,7 @@ def canonical(
     # heads first, so that a block is a piece of each array; keys and values by columns, which is how products want them
     query, key, value = (jnp.moveaxis(x, 1, 3) for x in (query, key, value))
     for array, letters in ((query, "bkgt."), (key, "bk.s"), (value, "bk.s")):
-        operands.append(pad(array, letters, grid))
+        operands.append(pad(array, letters, grid, "edge"))
         axes.append(letters)
     return Problem(rule, grid, tuple(operands), tuple(axes))
 
@@ -245,7 +248,8 @@ def canonical_array(array: jax.Array, letters: str, batch: Sequence[int], K: int
     return array, names
 
 
-def pad(array: jax.Array, letters: str, grid: Grid) -> jax.Array:
+def pad(array: jax.Array, letters: str, grid: Grid, mode: str) -> jax.Array:
+    """To whole blocks of queries and keys: with zeros if "constant", with the last one if "edge"."""
     widths = [
         (0, grid.length(letter) - size if letter in "ts" and size != 1 else 0)
         for letter, size in zip(letters, array.shape, strict=True)

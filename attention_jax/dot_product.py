@@ -253,7 +253,7 @@ def _one_head(
     poisoned |= jnp.any(visible & ~finite, axis=-1, keepdims=True)
     output = jnp.where(jnp.broadcast_to(poisoned, (T, Hv)), jnp.nan, output)
     chex.assert_shape(output, (T, Hv))
-    return output.astype(query.dtype), lse
+    return output.astype(query.dtype), jnp.where(poisoned[:, 0], jnp.nan, lse)
 
 
 def head_weights(
@@ -274,7 +274,7 @@ def head_weights(
     products = jnp.einsum("th,sh->ts", query, key, precision=precision)
     visible = jnp.broadcast_to(True if visible is None else visible, products.shape)
     finite = query_finite.T & key_finite & jnp.isfinite(products)
-    logits = scale * jnp.where(visible & finite, products, 0)
+    logits = jnp.asarray(scale, dtype) * jnp.where(visible & finite, products, 0)
     logits = change(logits if bias is None else logits + jnp.where(visible, bias.astype(dtype), 0))
     visible &= logits != -jnp.inf  # a bias of -inf hides as a mask does
     poisoned = jnp.any(visible & ~(finite & jnp.isfinite(logits)), axis=-1, keepdims=True)

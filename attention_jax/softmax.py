@@ -35,6 +35,8 @@ class AttentionRule:
     masks: int
     scores: int
     rate: float
+    random: str | None  # how dropout's keys are made into bits
+    queries: int
     keys: int
     padded: bool  # whether there are more columns than keys
     many_small: bool  # whether a step has many blocks, each too small for more than one core
@@ -78,8 +80,10 @@ class AttentionRule:
         if self.scoreless:
             return logits
         score = jax.tree.unflatten(self.score, arrays)
+        # what fills the last block stands where the last query or key does: elsewhere a score may have no gradient
+        rows, columns = jnp.minimum(block.rows, self.queries - 1), jnp.minimum(block.columns, self.keys - 1)
         # finite: a score of -inf hides what overflows, too
-        return score.apply(finite_or_zero(logits), block.head, block.rows, block.columns)
+        return score.apply(finite_or_zero(logits), block.head, rows, columns)
 
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
@@ -89,7 +93,7 @@ class AttentionRule:
     def dropped(self, block, weights, seed):
         if seed is None:
             return weights
-        keep = keep_positions(jax.random.wrap_key_data(seed), self.rate, block.rows, block.columns)
+        keep = keep_positions(jax.random.wrap_key_data(seed, impl=self.random), self.rate, block.rows, block.columns)
         return jnp.where(keep, weights / (1 - self.rate), 0)
 
     def product(self, letters, one, other, known):
@@ -127,6 +131,8 @@ class AttentionRule:
         if masked or not self.scoreless:  # a hidden weight is 0, but what it is multiplied with may have overflowed
             d_logits = jnp.where(logits == -jnp.inf, 0, d_logits)
         d_logits, d_score = back_through_score(d_logits)
+        if not self.scoreless:  # of what is hidden, it may have a slope that is not finite
+            d_logits = jnp.where(logits == -jnp.inf, 0, d_logits)
 
         first = len(operands) - 4
         gradients = dict(zip(range(self.masks, self.masks + self.scores), d_score, strict=True))
@@ -139,7 +145,8 @@ class AttentionRule:
             gradients[first + 2] = jnp.zeros_like(value)
             if d_output is not None:
                 gradients[first + 2] = self.product("ht,ts->hs", _turned(d_output), weights, value)
-        return [gradients[index] for index in moving]
+        # the mask's own arrays, if they are numbers, have none
+        return [gradients[index] if index in gradients else jnp.zeros_like(operands[index]) for index in moving]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

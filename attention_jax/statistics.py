@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import static_int
+from attention_jax.arguments import positions_alike, static_int
 from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import accumulator
@@ -107,7 +107,7 @@ def attention_statistics(
     extra = [(lse, "bkgt")]
     for array, letters in _positions_and_tokens(positions, tokens, T, S):
         array, letters = canonical_array(array, letters, batch, K, N)
-        extra.append((pad(array, letters, grid), letters))
+        extra.append((pad(array, letters, grid, "constant"), letters))
     arrays, letters = zip(*extra, strict=True)
     operands, axes = (*problem.operands[:-1], *arrays), (*problem.axes[:-1], *letters)
 
@@ -210,7 +210,7 @@ class TopKeys(Fold):
 
 
 def _positions_and_tokens(positions, tokens, T, S):
-    queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else map(jnp.asarray, positions)
+    queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else positions_alike(*positions)
     arrays = [(queries, "*t"), (keys, "*s")]
     if tokens is not None:
         before = jnp.roll(keys, 1, axis=-1)

@@ -1,0 +1,208 @@
+"""What lies at the edges of what a user may pass: functions that change what they read, filled-up blocks, wide windows,
+other dtypes of positions, nothing at all."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import suite
+
+import attention_jax as aj
+from attention_jax import scores
+from attention_jax.blockwise import blockwise_attention
+
+RANDOM = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(RANDOM.normal(size=shape), jnp.float32)
+
+
+X = normal(3, 11, 2, 4)  # query, key, value
+SLOPES = jnp.array([0.5, 2.0])
+BOTH = {"reference": aj.multi_head_attention, "blockwise": lambda *x, **o: blockwise_attention(*x, **o)[0]}
+
+
+def close(ours, theirs, tolerance=2e-6):
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert suite.error(one, other) <= tolerance
+
+
+def gradients(attend, **rules):
+    return jax.grad(lambda *x: jnp.sum(attend(*x, **rules) ** 2), (0, 1, 2))(*X)
+
+
+def penalty(logit, head, t, s):
+    return logit - SLOPES[head] * abs(t - s)
+
+
+@pytest.mark.parametrize("new", [SLOPES * 0, 3.0 * SLOPES])
+def test_a_function_reads_what_it_has_captured_at_each_call(new):
+    captured = SLOPES
+
+    def score(logit, head, t, s):
+        return logit - captured[head] * abs(t - s)
+
+    def attend(query):
+        return aj.attention(query, *X[1:], score=score)
+
+    first, _ = attend(X[0]), jax.grad(lambda query: attend(query).sum())(X[0])
+    close(first, aj.attention(*X, score=aj.alibi(SLOPES)))
+    captured = new
+    close(attend(X[0]), aj.attention(*X, score=aj.alibi(new)))
+    close(
+        aj.attention_statistics(*X[:2], score=score).entropy,
+        aj.attention_statistics(*X[:2], score=aj.alibi(new)).entropy,
+    )
+
+
+def test_a_function_reads_its_numbers_at_each_call():
+    width = 2
+    mask = aj.mask_from_function(lambda t, s: abs(t - s) <= width)
+    close(aj.attention(*X, mask=mask), aj.attention(*X, mask=aj.sliding_window(2, 2)))
+    width = 4
+    close(aj.attention(*X, mask=mask), aj.attention(*X, mask=aj.sliding_window(4, 4)))
+
+
+def test_a_function_that_is_kept_leaks_no_tracer():
+    kept = {}
+
+    def score(logit, head, t, s):
+        return logit - kept["slopes"][head] * abs(t - s)
+
+    def loss(slopes):
+        kept["slopes"] = slopes
+        return jnp.sum(aj.attention(*X, score=score) ** 2)
+
+    def by_rule(slopes):
+        return jnp.sum(aj.attention(*X, score=aj.alibi(slopes)) ** 2)
+
+    for slopes in (SLOPES, SLOPES + 1):
+        close(jax.value_and_grad(loss)(slopes), jax.value_and_grad(by_rule)(slopes), 1e-5)
+        close(jax.jit(jax.grad(loss))(slopes), jax.grad(by_rule)(slopes), 1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, aj.causal()])
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda w: lambda logit, head, t, s: logit * jnp.log(11 - s) + w * jnp.log(11 - s),
+        lambda w: lambda logit, head, t, s: logit * jnp.sqrt(10 - t) + w * jnp.log(11 - t) * s,
+        lambda w: lambda logit, head, t, s: jnp.where(logit > 0, jnp.sqrt(abs(logit)), logit) * w,
+    ],
+)
+def test_what_fills_the_last_block_has_no_slope_of_its_own(mask, score):
+    """A score that is finite at all positions there are need not be so behind them, or where a logit is 0."""
+
+    def gradients(attend, **options):
+        def loss(w, *x):
+            return jnp.sum(attend(*x, mask=mask, score=score(w), **options) ** 2)
+
+        return jax.grad(loss, (0, 1, 2, 3))(0.7, *X)
+
+    found, true = gradients(BOTH["blockwise"], block_sizes=(4, 3)), gradients(BOTH["reference"])
+    assert all(np.isfinite(x).all() for x in true)
+    close(found, true, 1e-5)
+
+
+def test_a_hidden_slope_that_is_not_finite_reaches_neither_query_nor_key():
+    score = scores.score_from_function(lambda logit, head, t, s: logit * jnp.log(t - s + 2))  # NaN far behind the mask
+    true, found = (gradients(attend, mask=aj.causal(), score=score) for attend in BOTH.values())
+    assert all(np.isfinite(x).all() for x in true)
+    close(found, true, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "mask", [aj.sliding_window(2**31 - 1, 0), aj.prefix(2**31) & aj.causal(), aj.sliding_window(10**12, 0)]
+)
+def test_a_window_wider_than_any_length_hides_nothing(mask):
+    for attend in (BOTH["reference"], partial(BOTH["blockwise"], block_sizes=(4, 3))):
+        close(attend(*X, mask=mask), attend(*X, mask=aj.causal()))
+        close(gradients(attend, mask=mask), gradients(attend, mask=aj.causal()))
+    close(aj.attention(*X, mask=aj.sliding_window(5, 2**31 - 1)), aj.attention(*X, mask=aj.sliding_window(5, 11)))
+
+
+def test_a_mask_that_captures_what_is_differentiated_passes_no_gradient():
+    def loss(query, implementation):
+        mask = aj.mask_from_function(lambda t, s: query[t, 0, 0] > query[s, 1, 1])
+        return jnp.sum(aj.attention(query, *X[1:], mask=mask, implementation=implementation) ** 2)
+
+    found, true = (jax.grad(loss)(X[0], name) for name in ("blockwise", "reference"))
+    close(found, true)
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int8"])
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_positions_of_any_integer_dtype(implementation, dtype):
+    places = (jnp.arange(11, dtype=dtype),) * 2
+    for mask, score in (
+        (aj.sliding_window(2, 1), aj.alibi(SLOPES)),
+        (None, aj.relative_bias(normal(8, 2), max_distance=9)),
+        (aj.mask_from_function(lambda t, s: X[0, s, 0, 0] > X[0, t, 0, 0] - 1), penalty),
+    ):
+        attend = partial(aj.attention, *X, mask=mask, score=score, implementation=implementation)
+        close(attend(positions=places), attend())
+    found = aj.attention_statistics(*X[:2], positions=places)
+    close(found.distance, aj.attention_statistics(*X[:2]).distance)
+
+
+@pytest.mark.parametrize("lengths", [(2, 1), pytest.param((1, 3), marks=pytest.mark.slow)])
+def test_lengths_and_positions_broadcast_over_the_batch(lengths):
+    x = normal(3, 2, 3, 5, 2, 4)
+    places = (
+        jnp.arange(5)[None, None] + jnp.arange(3)[None, :, None],
+        jnp.arange(5)[None, None] + jnp.arange(2)[:, None, None],
+    )
+    mask = aj.key_lengths(RANDOM.integers(1, 6, lengths))
+    wide = aj.key_lengths(jnp.broadcast_to(mask.lengths, (2, 3))) & aj.causal()
+    for implementation in BOTH:
+        attend = partial(aj.attention, *x, implementation=implementation)
+        found = attend(mask=mask & aj.causal(), positions=places)
+        close(found, attend(mask=wide, positions=[jnp.broadcast_to(each, (2, 3, 5)) for each in places]))
+
+
+@pytest.mark.parametrize("random", ["rbg", "unsafe_rbg", "threefry2x32"])
+def test_dropout_takes_keys_of_any_kind(random):
+    options = {"dropout_rate": 0.4, "dropout_rng": jax.random.key(3, impl=random)}
+    close(BOTH["blockwise"](*X, **options), BOTH["reference"](*X, **options))
+
+
+def test_implementations_agree_on_the_log_sum_exp_of_what_is_not_finite():
+    for at in range(3):
+        x = X.at[at, 4].set(jnp.nan)
+        found, true = (
+            aj.attention_and_lse(*x, mask=aj.causal(), implementation=implementation)[1] for implementation in BOTH
+        )
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(true))
+        assert np.isnan(true).any() and not np.isnan(true).all()
+
+
+@pytest.mark.parametrize(("H", "Hv"), [(0, 3), (3, 0), (0, 0)])
+def test_no_channels(H, Hv):
+    query, key, value = normal(7, 2, H), normal(5, 2, H), normal(5, 2, Hv)
+    found, true = (
+        aj.attention_and_lse(query, key, value, mask=aj.prefix(4), implementation=implementation)
+        for implementation in BOTH
+    )
+    assert found[0].shape == (7, 2, Hv)
+    close(found[1:] if Hv == 0 else found, true[1:] if Hv == 0 else true)
+
+
+def test_a_map_over_nothing():
+    found = jax.vmap(lambda query: aj.attention(query, *X[1:]))(X[:0])
+    assert found.shape == (0, 11, 2, 4)
+    assert jax.vmap(jax.grad(lambda query: aj.attention(query, *X[1:]).sum()))(X[:0]).shape == (0, 11, 2, 4)
+
+
+def test_a_sink_without_weight_where_nothing_is_seen():
+    def loss(sinks):
+        output, lse = aj.attention_and_lse(*X, mask=aj.causal(offset=-2))
+        output, lse = scores.add_sinks(output, lse, sinks)
+        return jnp.sum(output**2), (output, lse)
+
+    (_, (output, lse)), d_sinks = jax.value_and_grad(loss, has_aux=True)(jnp.array([-jnp.inf, 0.5]))
+    close(output[:, 0], aj.attention(*X, mask=aj.causal(offset=-2))[:, 0])
+    assert (output[:2] == 0).all() and (lse[0, :2] == -jnp.inf).all()
+    assert d_sinks[0] == 0 and np.isfinite(d_sinks).all()
