@@ -16,13 +16,13 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
+from attention_jax.arguments import positions_alike
 from attention_jax.blocks import accumulator
-from attention_jax.blockwise import blockwise_attention, weighted_sums
+from attention_jax.blockwise import blockwise_attention, grid_for, hoisted, weighted_sums
 from attention_jax.checks import check_many_heads
 from attention_jax.mask_tree import Placed
 from attention_jax.masks import prefix
 from attention_jax.node import node
-from attention_jax.operation import vary_like
 from attention_jax.score_tree import PlacedScore, check_rules
 from attention_jax.softmax import finite_or_zero
 from attention_jax.typing import MaskLike, Positions, ScoreLike
@@ -69,33 +69,42 @@ def ring_attention(
     True
     """
     query, key, value = check_many_heads(query, key, value)
-    *batch, T, N, _ = query.shape
+    *batch, T, N, H = query.shape
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     if types.get(axis, AxisType.Explicit) == AxisType.Explicit:
         raise ValueError(
             f"axis must be one of the mesh's axes, and Auto: got {axis!r} of {mesh}; build it by jax.sharding.Mesh"
         )
-    S, parts = key.shape[-3], mesh.shape[axis]
+    S, Hv, parts = key.shape[-3], value.shape[-1], mesh.shape[axis]
     if T % parts or S % parts:
         raise ValueError(f"T = {T} queries and S = {S} keys must be multiples of the {parts} devices along {axis!r}")
     mask, score = check_rules(mask, score, (*batch, N, T, S))
-    queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else map(jnp.asarray, positions)
+    if 0 in (*batch, T, N, S):
+        return jnp.zeros((*batch, T, N, Hv), query.dtype)
+    queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else positions_alike(*positions)
+    if (queries.shape, keys.shape) != ((T,), (S,)):
+        raise ValueError(f"positions must be [T] = [{T}] and [S] = [{S}], got {queries.shape} and {keys.shape}")
     mask = Local(~prefix(0) if mask is None else mask, queries, keys)
     score = None if score is None else LocalScore(score, queries, keys)
+    here = (*batch, T // parts, N, H), (*batch, S // parts, *value.shape[-2:])
+    mask, score = hoisted(mask, score, grid_for(mask, *here), accumulator(query.dtype))
     leaves, tree = jax.tree.flatten((mask, score))
     letters = mask.axes() + ([] if score is None else score.axes())
+    cuts = [_cut_along(leaf, names) for leaf, names in zip(leaves, letters, strict=True)]
     spec = P(*[None] * len(batch), axis)
     body = partial(
         _one_device,
         tree=tree,
         letters=letters,
+        cuts=cuts,
         axis=axis,
         parts=parts,
         options={"scale": scale, "precision": precision},
     )
-    leaf_specs = [_spec(leaf, names, axis) for leaf, names in zip(leaves, letters, strict=True)]
+    leaf_specs = [_spec(leaf, names, cut, axis) for leaf, names, cut in zip(leaves, letters, cuts, strict=True)]
     specs = (spec, spec, spec, leaf_specs)
-    run = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=spec, axis_names={axis})
+    # not checked: a function that was traced out here has constants, which vary along no axis
+    run = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=spec, axis_names={axis}, check_vma=False)
     return run(query, key, value, leaves)
 
 
@@ -138,12 +147,11 @@ class LocalScore(PlacedScore):
         pass
 
 
-def _one_device(query, key, value, leaves, *, tree, letters, axis, parts, options):
+def _one_device(query, key, value, leaves, *, tree, letters, cuts, axis, parts, options):
     """One device's part: it holds some queries and keys, and of the arrays of mask and score the rows that are its own,
     or, where these have no rows, the columns."""
     S, dtype = key.shape[-3], accumulator(query.dtype)
-    leaves = [vary_like(leaf, [query, key]) for leaf in leaves]
-    travels = [_cut_along(leaf, names) == "s" for leaf, names in zip(leaves, letters, strict=True)]
+    travels = [cut == "s" for cut in cuts]
     sliced = ["s" in names and not travel for names, travel in zip(letters, travels, strict=True)]
     onward = partial(lax.ppermute, axis_name=axis, perm=[(i, (i + 1) % parts) for i in range(parts)])
 
@@ -175,7 +183,7 @@ def _one_device(query, key, value, leaves, *, tree, letters, axis, parts, option
 
         *batch, T, N, _ = query.shape
         start = jnp.zeros((*batch, T, N, value.shape[-1]), dtype), jnp.full((*batch, N, T), -jnp.inf, dtype)
-        carry = (*(vary_like(x, [query, key]) for x in start), go)
+        carry = (*start, go)
         (output, lse, _), _ = lax.scan(step, carry, jnp.arange(parts))
         return output, lse
 
@@ -205,7 +213,6 @@ def _one_device(query, key, value, leaves, *, tree, letters, axis, parts, option
             return (d_stay, *jax.tree.map(onward, (go, d_go))), None
 
         zeros = [jax.tree.map(jnp.zeros_like, _floats(arrays)) for arrays in (stay, go)]
-        zeros = jax.tree.map(lambda x: vary_like(x, [query, key]), zeros)
         (d_stay, _, d_go), _ = lax.scan(step, (zeros[0], go, zeros[1]), jnp.arange(parts))
         return _join(d_stay, [None] * len(stay), stay), _join(d_go, [None] * len(go), go)
 
@@ -222,8 +229,8 @@ def _cut_along(leaf, letters: str) -> str | None:
     return next((letter for letter in "ts" if sizes.get(letter, 1) != 1), None)
 
 
-def _spec(leaf, letters: str, axis: str) -> P:
-    names, cut = letters.removeprefix("*"), _cut_along(leaf, letters)
+def _spec(leaf, letters: str, cut: str | None, axis: str) -> P:
+    names = letters.removeprefix("*")
     return P(*[None] * (leaf.ndim - len(names)), *(axis if letter == cut else None for letter in names))
 
 

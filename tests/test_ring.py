@@ -77,6 +77,54 @@ def test_every_mask_and_score(name):
     assert_close(both(by(ring), *inputs), both(by(partial(aj.attention, mask=mask)), *inputs))
 
 
+ONE_EACH = [
+    "causal",
+    "bias",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("segments", "alibi", "bias of keys")),
+]
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_one_query_and_key_a_device(name):
+    mask, score = CASES[name]
+    x = [each[:, :8] for each in (QUERY, KEY, VALUE)]
+    mask = aj.segments(IDS[:, ::6]) if name == "segments" else mask
+    if name.startswith("bias"):
+        score = scores.bias(score.array[..., :8, :8] if name == "bias" else score.array[:, :8])
+    found, true = (
+        jax.value_and_grad(lambda *x, attend=attend: jnp.sum(attend(*x, mask=mask, score=score) ** 2), (0, 1, 2))(*x)
+        for attend in (partial(ring_attention, mesh=mesh_of_8()), aj.attention)
+    )
+    assert_close(found, true)
+
+
+def test_gradients_reach_what_functions_have_captured():
+    gate = normal(T)
+
+    def loss(attend, query, key, slopes):
+        def score(logit, head, t, s):
+            return 2.0 * logit - slopes[head] * abs(t - s) * jnp.where(t > s, 1.5, slopes[0])
+
+        mask = aj.mask_from_function(lambda t, s: gate[t] * query[0, 0, 0, 0] >= gate[s] - 0.5)
+        return jnp.sum(attend(query, key, VALUE, mask=mask, score=score) * COTANGENT)
+
+    found, true = (
+        jax.value_and_grad(partial(loss, attend), (0, 1, 2))(QUERY, KEY, jnp.arange(1.0, N + 1) / N)
+        for attend in (partial(ring_attention, mesh=mesh_of_8()), aj.attention)
+    )
+    assert_close(found, true, 1e-5)
+
+
+def test_nothing_and_positions():
+    empty = QUERY[:, :0], KEY[:, :0], VALUE[:, :0]
+    assert ring_attention(*empty, mesh=mesh_of_8()).shape == (B, 0, N, Hv)
+    assert (ring_attention(QUERY, *empty[1:], mesh=mesh_of_8()) == 0).all()
+    with pytest.raises(ValueError, match=r"positions must be \[T\] = \[48\] and \[S\] = \[48\], got \(47,\)"):
+        ring_attention(QUERY, KEY, VALUE, mesh=mesh_of_8(), positions=(jnp.arange(47), jnp.arange(48)))
+    with pytest.raises(TypeError, match="positions are integers"):
+        ring_attention(QUERY, KEY, VALUE, mesh=mesh_of_8(), positions=(jnp.arange(48.0), jnp.arange(48)))
+
+
 def mesh_of_8():
     return mesh(8)
 
