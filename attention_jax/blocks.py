@@ -139,10 +139,11 @@ class Sweep(Operation):
         ]
 
     def zeros(self, operands) -> list[jax.Array]:
-        """A block of each output."""
+        """A block of each output, without the axes of size 1: XLA may give them another place in a block than in the
+        whole array, which it then copies for each block."""
         outputs = zip(self.out_axes, self.outputs, strict=True)
         shapes = [(self.grid.block_shape(axes, output.shape), output.dtype) for axes, output in outputs]
-        zeros = [jnp.zeros(shape, accumulator(dtype)) for shape, dtype in shapes]
+        zeros = [jnp.zeros([size for size in shape if size != 1], accumulator(dtype)) for shape, dtype in shapes]
         return [vary_like(zero, operands) for zero in zeros]
 
     def by_head(self, fn: Callable, axes, out_axes, start, blocks) -> tuple[jax.Array, ...]:
