@@ -85,7 +85,7 @@ def check_dropout(rate: float, rng: jax.Array | None) -> float:
     rate = check_dropout_rate(rate)
     if rate > 0 and rng is None:
         raise ValueError(f"dropout_rate={rate} needs dropout_rng=, a key such as jax.random.key(0)")
-    if rate > 0 and not isinstance(rng, jax.Array):
+    if rate > 0 and not isinstance(rng, jax.Array | np.ndarray):
         raise TypeError(f"dropout_rng must be a key such as jax.random.key(0), got {rng!r}")
     return rate
 
@@ -109,7 +109,7 @@ def check_scale(scale: ArrayLike | None, head_dim: int) -> Any:
     if scale is None:
         return 1 / math.sqrt(head_dim) if head_dim else 1.0
     dtype = jnp.result_type(scale)
-    if dtype == jnp.bool_ or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"scale must be a real number, got {dtype}")
     if jnp.ndim(scale) != 0:
         raise ValueError(f"scale must be one number, got {jnp.shape(scale)}: multiply the query by an array instead")

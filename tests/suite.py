@@ -143,6 +143,12 @@ def error(ours, truth) -> float:
     return float(np.max(np.abs(ours - truth), initial=0) / max(np.max(np.abs(truth), initial=0), 1e-3))
 
 
+def close(ours, truth, tolerance=2e-6):
+    """Assert that no array of a tree differs by more."""
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(truth), strict=True):
+        assert error(one, other) <= tolerance
+
+
 def output_and_gradients(attention, query, key, value, cotangent):
     """`attention(query, key, value)`, and the gradients of `sum(output * cotangent)`."""
     output, backward = jax.vjp(attention, query, key, value)

@@ -55,11 +55,6 @@ def both(mask, score, **options):
     return reference, blockwise
 
 
-def close(ours, theirs, tolerance=2e-6):
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert suite.error(one, other) <= tolerance
-
-
 def modes(attend, query, key, value, cotangent, slopes):
     """Gradient, tangent, tangent of the gradient, and gradient of the gradient, in all inputs at once."""
     inputs = query, key, value, slopes
@@ -97,7 +92,7 @@ def test_every_mode_of_differentiation(mask, score, arrays):
         truth = jax.jit(partial(modes, reference))(*(x.astype("float64") for x in (*arrays, SLOPES)))
     ours = jax.jit(partial(modes, blockwise))(*arrays, SLOPES)
     for mode in truth:
-        close(ours[mode], truth[mode], tolerance=1e-5)
+        suite.close(ours[mode], truth[mode], tolerance=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +101,15 @@ def test_every_mode_of_differentiation(mask, score, arrays):
 def test_every_block_size(block_sizes, arrays):
     dropout = {"dropout_rate": 0.5, "dropout_rng": jax.random.key(3)}
     reference, blockwise = both(MASKS["segments"], SCORES["function"], **dropout)
-    close(jax.jit(partial(blockwise, block_sizes=block_sizes))(*arrays[:3], SLOPES), reference(*arrays[:3], SLOPES))
+    suite.close(
+        jax.jit(partial(blockwise, block_sizes=block_sizes))(*arrays[:3], SLOPES), reference(*arrays[:3], SLOPES)
+    )
 
 
 def test_what_fills_the_last_block_is_never_seen(arrays):
     query, key, value, _ = arrays
     ours = blockwise_attention(query, key, value, block_sizes=(4, 4))[0]
-    close(ours, aj.multi_head_attention(query, key, value))
+    suite.close(ours, aj.multi_head_attention(query, key, value))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +146,7 @@ def test_vmap_over_any_argument(which, arrays):
         jax.jit(jax.vmap(partial(gradient, attention), in_axes=axes))(*inputs.values())
         for attention in (suite.blockwise, aj.multi_head_attention)
     ]
-    close(*mapped, tolerance=5e-6)
+    suite.close(*mapped, tolerance=5e-6)
 
 
 def test_vmap_within_vmap(arrays):
@@ -166,7 +163,7 @@ def test_vmap_within_vmap(arrays):
         )
         for attention in (suite.blockwise, aj.multi_head_attention)
     )
-    close(ours, theirs)
+    suite.close(ours, theirs)
 
 
 @pytest.mark.slow
@@ -180,13 +177,13 @@ def test_checkpoint_scan_and_eager_calls(arrays):
     truth = jax.grad(lambda query: jnp.sum(aj.multi_head_attention(query, key, value, mask=MASKS["causal"]) ** 2))(
         query
     )
-    close(jax.jit(jax.grad(loss))(query), truth)
+    suite.close(jax.jit(jax.grad(loss))(query), truth)
 
     def total(query):
         return jax.lax.scan(lambda sum, x: (sum + loss(x), None), 0.0, jnp.stack([query, query]))[0]
 
-    close(jax.jit(jax.grad(total))(query), 2 * truth)
-    close(attend(query, key, value), aj.multi_head_attention(query, key, value, mask=MASKS["causal"]))
+    suite.close(jax.jit(jax.grad(total))(query), 2 * truth)
+    suite.close(attend(query, key, value), aj.multi_head_attention(query, key, value, mask=MASKS["causal"]))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
@@ -207,7 +204,7 @@ def test_shard_map_over_the_batch(implementation, arrays):
         return jax.jit(jax.grad(total, (0, 1, 2)))(query, key, SLOPES)
 
     spread = jax.shard_map(attend, mesh=mesh, in_specs=(ours, ours, ours, ours, shared), out_specs=ours)
-    close(gradient(spread), gradient(attend))
+    suite.close(gradient(spread), gradient(attend))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
@@ -225,13 +222,13 @@ def test_log_sum_exp_is_exact_and_differentiable(implementation, arrays):
 
     lse = jax.jit(ours)(query, key)
     assert lse.dtype == jnp.float32 and lse.shape == (2, 4, 13) and (lse[..., :2] == -jnp.inf).all()
-    close(lse[..., 2:], truth(query, key))
+    suite.close(lse[..., 2:], truth(query, key))
     weights = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 11)), jnp.float32)
     slopes, true_slopes = (
         jax.jit(jax.grad(lambda *x, fn=fn: jnp.vdot(fn(*x)[..., -11:], weights), (0, 1)))(query, key)
         for fn in (ours, truth)
     )
-    close(slopes, true_slopes, tolerance=2**-7)
+    suite.close(slopes, true_slopes, tolerance=2**-7)
 
 
 def test_parts_are_joined_by_their_log_sum_exp(arrays):
@@ -241,7 +238,7 @@ def test_parts_are_joined_by_their_log_sum_exp(arrays):
         for part in (slice(0, 6), slice(6, 17))
     )
     share = jnp.moveaxis(jax.nn.sigmoid(lse - other_lse), -1, -2)[..., None]
-    close(one * share + other * (1 - share), aj.multi_head_attention(query, key, value))
+    suite.close(one * share + other * (1 - share), aj.multi_head_attention(query, key, value))
 
 
 def test_sinks_are_keys_without_a_value(arrays):
@@ -251,7 +248,7 @@ def test_sinks_are_keys_without_a_value(arrays):
     bias = jnp.zeros((1, 4, 13, 18)).at[..., -1].set(jnp.broadcast_to(sinks[None, :, None], (1, 4, 13)))
     for implementation in ("reference", "blockwise"):
         output, _ = scores.add_sinks(*aj.attention_and_lse(query, key, value, implementation=implementation), sinks)
-        close(output, aj.multi_head_attention(query, *with_keys, bias=jnp.broadcast_to(bias, (2, 4, 13, 18))))
+        suite.close(output, aj.multi_head_attention(query, *with_keys, bias=jnp.broadcast_to(bias, (2, 4, 13, 18))))
     slopes = jax.grad(lambda sinks: jnp.sum(scores.add_sinks(*aj.attention_and_lse(query, key, value), sinks)[0]))(
         sinks
     )

@@ -25,11 +25,6 @@ SLOPES = jnp.array([0.5, 2.0])
 BOTH = {"reference": aj.multi_head_attention, "blockwise": lambda *x, **o: blockwise_attention(*x, **o)[0]}
 
 
-def close(ours, theirs, tolerance=2e-6):
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert suite.error(one, other) <= tolerance
-
-
 def gradients(attend, **rules):
     return jax.grad(lambda *x: jnp.sum(attend(*x, **rules) ** 2), (0, 1, 2))(*X)
 
@@ -48,10 +43,10 @@ def test_a_function_reads_what_it_has_captured_at_each_call():
         return aj.attention(query, *X[1:], score=score)
 
     first, _ = attend(X[0]), jax.grad(lambda query: attend(query).sum())(X[0])
-    close(first, aj.attention(*X, score=aj.alibi(SLOPES)))
+    suite.close(first, aj.attention(*X, score=aj.alibi(SLOPES)))
     captured = new
-    close(attend(X[0]), aj.attention(*X, score=aj.alibi(new)))
-    close(
+    suite.close(attend(X[0]), aj.attention(*X, score=aj.alibi(new)))
+    suite.close(
         aj.attention_statistics(*X[:2], score=score).entropy,
         aj.attention_statistics(*X[:2], score=aj.alibi(new)).entropy,
     )
@@ -60,9 +55,9 @@ def test_a_function_reads_what_it_has_captured_at_each_call():
 def test_a_function_reads_its_numbers_at_each_call():
     width = 2
     mask = aj.mask_from_function(lambda t, s: abs(t - s) <= width)
-    close(aj.attention(*X, mask=mask), aj.attention(*X, mask=aj.sliding_window(2, 2)))
+    suite.close(aj.attention(*X, mask=mask), aj.attention(*X, mask=aj.sliding_window(2, 2)))
     width = 4
-    close(aj.attention(*X, mask=mask), aj.attention(*X, mask=aj.sliding_window(4, 4)))
+    suite.close(aj.attention(*X, mask=mask), aj.attention(*X, mask=aj.sliding_window(4, 4)))
 
 
 def test_a_function_that_is_kept_leaks_no_tracer():
@@ -79,8 +74,8 @@ def test_a_function_that_is_kept_leaks_no_tracer():
         return jnp.sum(aj.attention(*X, score=aj.alibi(slopes)) ** 2)
 
     for slopes in (SLOPES, SLOPES + 1):
-        close(jax.value_and_grad(loss)(slopes), jax.value_and_grad(by_rule)(slopes), 1e-5)
-        close(jax.jit(jax.grad(loss))(slopes), jax.grad(by_rule)(slopes), 1e-5)
+        suite.close(jax.value_and_grad(loss)(slopes), jax.value_and_grad(by_rule)(slopes), 1e-5)
+        suite.close(jax.jit(jax.grad(loss))(slopes), jax.grad(by_rule)(slopes), 1e-5)
 
 
 @pytest.mark.parametrize("mask", [None, aj.causal()])
@@ -95,22 +90,22 @@ def test_a_function_that_is_kept_leaks_no_tracer():
 def test_what_fills_the_last_block_has_no_slope_of_its_own(mask, score):
     """A score that is finite at all positions there are need not be so behind them, or where a logit is 0."""
 
-    def gradients(attend, **options):
+    def of_all(attend, **options):
         def loss(w, *x):
             return jnp.sum(attend(*x, mask=mask, score=score(w), **options) ** 2)
 
         return jax.grad(loss, (0, 1, 2, 3))(0.7, *X)
 
-    found, true = gradients(BOTH["blockwise"], block_sizes=(4, 3)), gradients(BOTH["reference"])
+    found, true = of_all(BOTH["blockwise"], block_sizes=(4, 3)), of_all(BOTH["reference"])
     assert all(np.isfinite(x).all() for x in true)
-    close(found, true, 1e-5)
+    suite.close(found, true, 1e-5)
 
 
 def test_a_hidden_slope_that_is_not_finite_reaches_neither_query_nor_key():
     score = scores.score_from_function(lambda logit, head, t, s: logit * jnp.log(t - s + 2))  # NaN far behind the mask
     true, found = (gradients(attend, mask=aj.causal(), score=score) for attend in BOTH.values())
     assert all(np.isfinite(x).all() for x in true)
-    close(found, true, 1e-5)
+    suite.close(found, true, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +113,9 @@ def test_a_hidden_slope_that_is_not_finite_reaches_neither_query_nor_key():
 )
 def test_a_window_wider_than_any_length_hides_nothing(mask):
     for attend in (BOTH["reference"], partial(BOTH["blockwise"], block_sizes=(4, 3))):
-        close(attend(*X, mask=mask), attend(*X, mask=aj.causal()))
-        close(gradients(attend, mask=mask), gradients(attend, mask=aj.causal()))
-    close(aj.attention(*X, mask=aj.sliding_window(5, 2**31 - 1)), aj.attention(*X, mask=aj.sliding_window(5, 11)))
+        suite.close(attend(*X, mask=mask), attend(*X, mask=aj.causal()))
+        suite.close(gradients(attend, mask=mask), gradients(attend, mask=aj.causal()))
+    suite.close(aj.attention(*X, mask=aj.sliding_window(5, 2**31 - 1)), aj.attention(*X, mask=aj.sliding_window(5, 11)))
 
 
 def test_a_mask_that_captures_what_is_differentiated_passes_no_gradient():
@@ -129,7 +124,7 @@ def test_a_mask_that_captures_what_is_differentiated_passes_no_gradient():
         return jnp.sum(aj.attention(query, *X[1:], mask=mask, implementation=implementation) ** 2)
 
     found, true = (jax.grad(loss)(X[0], name) for name in ("blockwise", "reference"))
-    close(found, true)
+    suite.close(found, true)
 
 
 @pytest.mark.parametrize("dtype", ["uint32", "int8"])
@@ -142,9 +137,9 @@ def test_positions_of_any_integer_dtype(implementation, dtype):
         (aj.mask_from_function(lambda t, s: X[0, s, 0, 0] > X[0, t, 0, 0] - 1), penalty),
     ):
         attend = partial(aj.attention, *X, mask=mask, score=score, implementation=implementation)
-        close(attend(positions=places), attend())
+        suite.close(attend(positions=places), attend())
     found = aj.attention_statistics(*X[:2], positions=places)
-    close(found.distance, aj.attention_statistics(*X[:2]).distance)
+    suite.close(found.distance, aj.attention_statistics(*X[:2]).distance)
 
 
 @pytest.mark.parametrize("lengths", [(2, 1), pytest.param((1, 3), marks=pytest.mark.slow)])
@@ -159,13 +154,15 @@ def test_lengths_and_positions_broadcast_over_the_batch(lengths):
     for implementation in BOTH:
         attend = partial(aj.attention, *x, implementation=implementation)
         found = attend(mask=mask & aj.causal(), positions=places)
-        close(found, attend(mask=wide, positions=[jnp.broadcast_to(each, (2, 3, 5)) for each in places]))
+        suite.close(found, attend(mask=wide, positions=[jnp.broadcast_to(each, (2, 3, 5)) for each in places]))
 
 
-@pytest.mark.parametrize("random", ["rbg", "threefry2x32"])
-def test_dropout_takes_keys_of_any_kind(random):
-    options = {"dropout_rate": 0.4, "dropout_rng": jax.random.key(3, impl=random)}
-    close(BOTH["blockwise"](*X, **options), BOTH["reference"](*X, **options))
+@pytest.mark.parametrize(
+    "rng", [jax.random.key(3, impl="rbg"), jax.random.PRNGKey(3), np.array([0, 3], "uint32")], ids=str
+)
+def test_dropout_takes_keys_of_any_kind(rng):
+    options = {"dropout_rate": 0.4, "dropout_rng": rng}
+    suite.close(BOTH["blockwise"](*X, **options), BOTH["reference"](*X, **options))
 
 
 def test_implementations_agree_on_the_log_sum_exp_of_what_is_not_finite():
@@ -186,7 +183,7 @@ def test_no_channels(H, Hv):
         for implementation in BOTH
     )
     assert found[0].shape == (7, 2, Hv)
-    close(found[1:] if Hv == 0 else found, true[1:] if Hv == 0 else true)
+    suite.close(found[1:] if Hv == 0 else found, true[1:] if Hv == 0 else true)
 
 
 def test_a_map_over_nothing():
@@ -202,6 +199,6 @@ def test_a_sink_without_weight_where_nothing_is_seen():
         return jnp.sum(output**2), (output, lse)
 
     (_, (output, lse)), d_sinks = jax.value_and_grad(loss, has_aux=True)(jnp.array([-jnp.inf, 0.5]))
-    close(output[:, 0], aj.attention(*X, mask=aj.causal(offset=-2))[:, 0])
+    suite.close(output[:, 0], aj.attention(*X, mask=aj.causal(offset=-2))[:, 0])
     assert (output[:2] == 0).all() and (lse[0, :2] == -jnp.inf).all()
     assert d_sinks[0] == 0 and np.isfinite(d_sinks).all()
