@@ -143,7 +143,7 @@ def canonical(
     for part in (mask, score):
         for leaf, letters in zip(jax.tree.leaves(part), [] if part is None else part.axes(), strict=True):
             leaf, letters = canonical_array(jnp.asarray(leaf), letters, batch, K, N)
-            operands.append(pad(leaf, letters, grid, "constant" if part is mask else "edge"))
+            operands.append(pad(leaf, letters, grid))
             axes.append(letters)
     rule = AttentionRule(
         mask=jax.tree.structure(mask),
@@ -151,7 +151,7 @@ def canonical(
         masks=len(jax.tree.leaves(mask)),
         scores=len(jax.tree.leaves(score)),
         rate=rate,
-        random=str(jax.random.key_impl(dropout_rng)) if rate else None,  # type: ignore[arg-type]
+        random=jax.random.key_impl(dropout_rng) if rate else None,  # type: ignore[arg-type]
         queries=T,
         keys=S,
         padded=grid.length("s") != S,
@@ -168,7 +168,7 @@ def canonical(
     # heads first, so that a block is a piece of each array; keys and values by columns, which is how products want them
     query, key, value = (jnp.moveaxis(x, 1, 3) for x in (query, key, value))
     for array, letters in ((query, "bkgt."), (key, "bk.s"), (value, "bk.s")):
-        operands.append(pad(array, letters, grid, "edge"))
+        operands.append(pad(array, letters, grid))
         axes.append(letters)
     return Problem(rule, grid, tuple(operands), tuple(axes))
 
@@ -248,13 +248,13 @@ def canonical_array(array: jax.Array, letters: str, batch: Sequence[int], K: int
     return array, names
 
 
-def pad(array: jax.Array, letters: str, grid: Grid, mode: str) -> jax.Array:
-    """To whole blocks of queries and keys: with zeros if "constant", with the last one if "edge"."""
+def pad(array: jax.Array, letters: str, grid: Grid) -> jax.Array:
+    """To whole blocks of queries and keys, by repeating the last of them."""
     widths = [
         (0, grid.length(letter) - size if letter in "ts" and size != 1 else 0)
         for letter, size in zip(letters, array.shape, strict=True)
     ]
-    return jnp.pad(array, widths, mode) if any(after for _, after in widths) else array
+    return jnp.pad(array, widths, "edge") if any(after for _, after in widths) else array
 
 
 def hoisted(mask: Any, score: Any, grid: Grid, dtype: Any) -> tuple[Any, Any]:
@@ -270,8 +270,10 @@ def _hoist(part: Any, kind: Any, *examples: jax.Array) -> Any:
     if part is None:
         return None
     if isinstance(part, kind):
+        if isinstance(part.fn, _Traced):
+            return part
         # by a function of its own: for one it has seen, JAX would remember what that had captured then
-        closed = jax.make_jaxpr(lambda *positions: part.fn(*part.captured, *positions))(*examples)
+        closed = jax.make_jaxpr(lambda *inputs: part.fn(*inputs))(*examples)
         return replace(part, fn=_Traced(part.fn, str(closed.jaxpr), closed.jaxpr), captured=tuple(closed.consts))
     children = {
         field.name: _hoist(child, kind, *examples)

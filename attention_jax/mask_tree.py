@@ -317,11 +317,11 @@ class Placed(Mask):
         leaves, tree = jax.tree.flatten(self.mask)
         batched = [bool(batch and x.ndim and a == "*") for x, a in zip(leaves, self.mask.axes(), strict=True)]
         leaves = [jnp.broadcast_to(x, batch) if each else x for x, each in zip(leaves, batched, strict=True)]
-        own, batch_dims = [0 if each else None for each in batched], len(batch)
-        for _ in range(batch_dims):
+        own = [0 if each else None for each in batched]
+        for _ in batch:
             at = jax.vmap(at, (jax.tree.unflatten(tree, own), 0, 0))
         seen = at(jax.tree.unflatten(tree, leaves), self.query_positions, self.key_positions)
-        return jnp.expand_dims(seen, -3) if batch_dims else seen
+        return jnp.expand_dims(seen, -3) if batch else seen
 
     def axes(self) -> list[str]:
         return [*self.mask.axes(), "*t", "*s"]

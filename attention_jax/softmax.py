@@ -35,7 +35,7 @@ class AttentionRule:
     masks: int
     scores: int
     rate: float
-    random: str | None  # how dropout's keys are made into bits
+    random: Any  # how dropout's keys are made into bits
     queries: int
     keys: int
     padded: bool  # whether there are more columns than keys

@@ -107,7 +107,7 @@ def attention_statistics(
     extra = [(lse, "bkgt")]
     for array, letters in _positions_and_tokens(positions, tokens, T, S):
         array, letters = canonical_array(array, letters, batch, K, N)
-        extra.append((pad(array, letters, grid, "constant"), letters))
+        extra.append((pad(array, letters, grid), letters))
     arrays, letters = zip(*extra, strict=True)
     operands, axes = (*problem.operands[:-1], *arrays), (*problem.axes[:-1], *letters)
 
