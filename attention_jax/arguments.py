@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
-    from attention_jax.typing import Integers
+    from attention_jax.typing import Positions
 
 
 FARTHEST = 2**29  # positions are int32, and so are sums of a few of them up to here
@@ -40,9 +40,11 @@ def static_offset(name: str, value: object) -> int | None:
     return offset
 
 
-def positions_alike(query_positions: Integers, key_positions: Integers) -> list[jax.Array]:
-    """Both in the default integer dtype, with the same batch dimensions."""
-    arrays = [jnp.asarray(query_positions), jnp.asarray(key_positions)]
+def positions_alike(positions: Positions) -> list[jax.Array]:
+    """Those of queries and of keys in the default integer dtype, with the same batch dimensions."""
+    if not isinstance(positions, tuple | list) or len(positions) != 2:
+        raise TypeError(f"positions must be a pair, those of queries and those of keys, got {type(positions).__name__}")
+    arrays = [jnp.asarray(each) for each in positions]
     if any(array.ndim == 0 or not jnp.issubdtype(array.dtype, jnp.integer) for array in arrays):
         got = " and ".join(map(brief, arrays))
         raise TypeError(f"positions are integers, of queries [*B, T] and of keys [*B, S]; got {got}")

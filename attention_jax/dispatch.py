@@ -11,6 +11,7 @@ import numpy as np
 from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
+from attention_jax.arguments import positions_alike
 from attention_jax.backends import KERNELS, Request, platform_of
 from attention_jax.blockwise import blockwise_attention, grid_for
 from attention_jax.checks import check_dropout, check_many_heads
@@ -140,10 +141,9 @@ def placed(
     """Mask and score as rules on the positions that are given."""
     if positions is None:
         return mask, score
-    if not isinstance(positions, tuple | list) or len(positions) != 2:
-        raise TypeError(f"positions must be a pair, those of queries and those of keys, got {type(positions).__name__}")
+    queries, keys = positions_alike(positions)
     mask = ~prefix(0) if mask is None else as_mask(mask)
-    return mask.place(*positions), None if score is None else as_score(score).place(*positions)
+    return mask.place(queries, keys), None if score is None else as_score(score).place(queries, keys)
 
 
 def _request(

@@ -86,7 +86,7 @@ class Mask:
         >>> causal().place([4, 5], [3, 4, 5, -1]).to_array(2, 4).astype(int).tolist()
         [[1, 1, 0, 0], [1, 1, 1, 0]]
         """
-        return Placed(self, *positions_alike(query_positions, key_positions))
+        return Placed(self, *positions_alike((query_positions, key_positions)))
 
     def to_array(self, T: int, S: int) -> jax.Array:
         """The whole mask as a bool array `[T, S]`, or `[*B, N or 1, T, S]` if it holds batched or per-head arrays.

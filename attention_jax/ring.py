@@ -81,7 +81,7 @@ def ring_attention(
     mask, score = check_rules(mask, score, (*batch, N, T, S))
     if 0 in (*batch, T, N, S):
         return jnp.zeros((*batch, T, N, Hv), query.dtype)
-    queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else positions_alike(*positions)
+    queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else positions_alike(positions)
     if (queries.shape, keys.shape) != ((T,), (S,)):
         raise ValueError(f"positions must be [T] = [{T}] and [S] = [{S}], got {queries.shape} and {keys.shape}")
     mask = Local(~prefix(0) if mask is None else mask, queries, keys)

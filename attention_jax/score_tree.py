@@ -58,7 +58,7 @@ class Score:
         >>> attention(query, key, key, score=score).shape
         (2, 4, 8)
         """
-        return PlacedScore(self, *positions_alike(query_positions, key_positions))
+        return PlacedScore(self, *positions_alike((query_positions, key_positions)))
 
     def __rshift__(self, other: ScoreLike) -> Score:
         return Then(self, as_score(other))

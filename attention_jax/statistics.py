@@ -210,7 +210,7 @@ class TopKeys(Fold):
 
 
 def _positions_and_tokens(positions, tokens, T, S):
-    queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else positions_alike(*positions)
+    queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else positions_alike(positions)
     arrays = [(queries, "*t"), (keys, "*s")]
     if tokens is not None:
         before = jnp.roll(keys, 1, axis=-1)

@@ -163,6 +163,7 @@ REFUSED = {
     "soft_cap: infinite": (lambda: aj.soft_cap(np.inf), ValueError, "one positive finite number, got inf"),
     "causal: beyond all positions": (lambda: aj.causal(offset=2**31 - 1), ValueError, "536870912, got 2147483647"),
     "attention: a function as mask": (lambda: aj.attention(Q, K, V, mask=lambda t, s: t > s), TypeError, r"mask_from_function\(fn\)"),
+    "attention_statistics: one array of positions": (lambda: aj.attention_statistics(Q, K, positions=np.arange(7)), TypeError, "a pair"),
     "attention: one array of positions": (lambda: aj.attention(Q, K, V, positions=np.arange(7)), TypeError, "a pair, those of queries and those of keys, got ndarray"),
     "attention: a number as key": (many(dropout_rate=0.5, dropout_rng=0), TypeError, r"jax.random.key\(0\), got 0"),
     "attention: a complex scale": (many(scale=1j), TypeError, "a real number, got complex64"),
