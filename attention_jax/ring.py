@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from attention_jax.arguments import positions_alike
 from attention_jax.blocks import accumulator
 from attention_jax.blockwise import blockwise_attention, grid_for, hoisted, weighted_sums
-from attention_jax.checks import check_many_heads
+from attention_jax.checks import check_many_heads, check_scale
 from attention_jax.mask_tree import Placed
 from attention_jax.masks import prefix
 from attention_jax.node import node
@@ -53,7 +53,7 @@ def ring_attention(
       mask, score: as `attention`. Their rules go by position, their arrays by index.
       positions: where queries and keys stand, integers `[T]` and `[S]`. Default: 0, 1, 2, ... With `balanced_order`,
         all devices have equally much to do under a causal mask.
-      scale, precision: as `attention`; the scale a number.
+      scale, precision: as `attention`.
 
     Returns:
       `[*B, T, N, Hv]`, cut as the queries are.
@@ -88,8 +88,9 @@ def ring_attention(
     score = None if score is None else LocalScore(score, queries, keys)
     here = (*batch, T // parts, N, H), (*batch, S // parts, *value.shape[-2:])
     mask, score = hoisted(mask, score, grid_for(mask, *here), accumulator(query.dtype))
-    leaves, tree = jax.tree.flatten((mask, score))
-    letters = mask.axes() + ([] if score is None else score.axes())
+    scale = jnp.asarray(check_scale(scale, H), accumulator(query.dtype))
+    leaves, tree = jax.tree.flatten((mask, score, scale))
+    letters = [*mask.axes(), *([] if score is None else score.axes()), ""]
     cuts = [_cut_along(leaf, names) for leaf, names in zip(leaves, letters, strict=True)]
     spec = P(*[None] * len(batch), axis)
     body = partial(
@@ -99,7 +100,7 @@ def ring_attention(
         cuts=cuts,
         axis=axis,
         parts=parts,
-        options={"scale": scale, "precision": precision},
+        precision=precision,
     )
     leaf_specs = [_spec(leaf, names, cut, axis) for leaf, names, cut in zip(leaves, letters, cuts, strict=True)]
     specs = (spec, spec, spec, leaf_specs)
@@ -147,7 +148,7 @@ class LocalScore(PlacedScore):
         pass
 
 
-def _one_device(query, key, value, leaves, *, tree, letters, cuts, axis, parts, options):
+def _one_device(query, key, value, leaves, *, tree, letters, cuts, axis, parts, precision):
     """One device's part: it holds some queries and keys, and of the arrays of mask and score the rows that are its own,
     or, where these have no rows, the columns."""
     S, dtype = key.shape[-3], accumulator(query.dtype)
@@ -156,7 +157,7 @@ def _one_device(query, key, value, leaves, *, tree, letters, cuts, axis, parts, 
     onward = partial(lax.ppermute, axis_name=axis, perm=[(i, (i + 1) % parts) for i in range(parts)])
 
     def arguments(turn, stay, go):
-        """Query, key, value, mask and score of a turn; what has all columns is cut to those of the keys at hand."""
+        """Key, value and options of a turn; what has all columns is cut to those of the keys at hand."""
         stay, go, owner = iter(stay[1:]), iter(go), (lax.axis_index(axis) - turn) % parts
         key, value = next(go), next(go)
         here = []
@@ -166,8 +167,8 @@ def _one_device(query, key, value, leaves, *, tree, letters, cuts, axis, parts, 
             if cut and leaf.shape[side] != 1:
                 leaf = lax.dynamic_slice_in_dim(leaf, owner * S, S, side)
             here.append(leaf)
-        mask, score = jax.tree.unflatten(tree, here)
-        return key, value, {"mask": mask, "score": score, **options}
+        mask, score, scale = jax.tree.unflatten(tree, here)
+        return key, value, {"mask": mask, "score": score, "scale": scale, "precision": precision}
 
     def forward(stay, go):
         query = stay[0]

@@ -98,18 +98,18 @@ def test_one_query_and_key_a_device(name):
     assert_close(found, true)
 
 
-def test_gradients_reach_what_functions_have_captured():
+def test_gradients_reach_the_scale_and_what_functions_have_captured():
     gate = normal(T)
 
-    def loss(attend, query, key, slopes):
+    def loss(attend, query, key, slopes, scale):
         def score(logit, head, t, s):
             return 2.0 * logit - slopes[head] * abs(t - s) * jnp.where(t > s, 1.5, slopes[0])
 
         mask = aj.mask_from_function(lambda t, s: gate[t] * query[0, 0, 0, 0] >= gate[s] - 0.5)
-        return jnp.sum(attend(query, key, VALUE, mask=mask, score=score) * COTANGENT)
+        return jnp.sum(attend(query, key, VALUE, mask=mask, score=score, scale=scale) * COTANGENT)
 
     found, true = (
-        jax.value_and_grad(jax.jit(partial(loss, attend)), (0, 1, 2))(QUERY, KEY, jnp.arange(1.0, N + 1) / N)
+        jax.value_and_grad(jax.jit(partial(loss, attend)), (0, 1, 2, 3))(QUERY, KEY, jnp.arange(1.0, N + 1) / N, 0.3)
         for attend in (partial(ring_attention, mesh=mesh_of_8()), aj.attention)
     )
     assert_close(found, true, 1e-5)
