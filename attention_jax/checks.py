@@ -98,7 +98,10 @@ def check_dropout_rate(rate: float) -> float:
             f"{rate.aval.str_short()}: "
             "close over it, or list it in jit's static_argnames"
         )
-    rate = float(rate)
+    try:
+        rate = float(rate)
+    except TypeError:
+        raise TypeError(f"dropout_rate must be a number, got {rate!r}: pass 0.0 for none") from None
     if not 0 <= rate < 1:  # also refuses NaN
         raise ValueError(f"dropout_rate must be at least 0 and below 1, got {rate}")
     return rate

@@ -165,6 +165,7 @@ REFUSED = {
     "attention: a function as mask": (lambda: aj.attention(Q, K, V, mask=lambda t, s: t > s), TypeError, r"mask_from_function\(fn\)"),
     "attention_statistics: one array of positions": (lambda: aj.attention_statistics(Q, K, positions=np.arange(7)), TypeError, "a pair"),
     "attention: one array of positions": (lambda: aj.attention(Q, K, V, positions=np.arange(7)), TypeError, "a pair, those of queries and those of keys, got ndarray"),
+    "attention: no rate": (many(dropout_rate=None), TypeError, "dropout_rate must be a number, got None: pass 0.0"),
     "attention: a number as key": (many(dropout_rate=0.5, dropout_rng=0), TypeError, r"jax.random.key\(0\), got 0"),
     "attention: a complex scale": (many(scale=1j), TypeError, "a real number, got complex64"),
     "attention: a bool as scale": (many(scale=True), TypeError, "a real number, got bool"),
