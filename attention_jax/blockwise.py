@@ -61,7 +61,6 @@ def blockwise_attention(
     mask, score = check_rules(mask, score, (*batch, N, T, S))
     if 0 in (*batch, T, N, S):
         return jnp.zeros((*batch, T, N, Hv), query.dtype), jnp.full((*batch, N, T), -jnp.inf, accumulator(query.dtype))
-    query, key, value = (x if x.shape[-1] else jnp.zeros((*x.shape[:-1], 1), x.dtype) for x in (query, key, value))
     shapes = query.shape, value.shape
     grid = block_grid(*shapes, block_sizes) if block_sizes else grid_for(mask, *shapes)
     problem = canonical(query, key, value, mask, score, scale, rate, dropout_rng, precision, grid)
@@ -93,14 +92,14 @@ def weighted_sums(
     S, K, Hv = value.shape[-3:]
     grid = grid_for(mask, query.shape, value.shape)
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
-    b, t = grid.length("b"), grid.length("t")
+    b, t, channels = grid.length("b"), grid.length("t"), problem.operands[-1].shape[-2]
     lse = lse.reshape(b, K, N // K, T)
     lse = jnp.pad(lse, [(0, 0)] * 3 + [(0, t - T)], constant_values=jnp.inf)
-    outputs = (*lse.shape, Hv), lse.shape
+    outputs = (*lse.shape, channels), lse.shape
     outputs = tuple(jax.ShapeDtypeStruct(shape, lse.dtype) for shape in outputs)
     axes = (*problem.axes, "bkgt"), ("bkgt.", "bkgt")
     sums, total = BlockSum(problem.rule, grid, *axes, outputs, problem.rule.masks == 0)(*problem.operands, lse)
-    return _by_query(sums, T, batch), total[..., :T].reshape(*batch, N, T)
+    return _by_query(sums, T, batch)[..., :Hv], total[..., :T].reshape(*batch, N, T)
 
 
 class Problem(NamedTuple):
@@ -134,6 +133,7 @@ def canonical(
     grid: Grid,
 ) -> Problem:
     """The arguments of attention, checked, for a loop over blocks."""
+    query, key, value = (x if x.shape[-1] else jnp.zeros((*x.shape[:-1], 1), x.dtype) for x in (query, key, value))
     *batch, T, N, H = query.shape
     S, K = value.shape[-3:-1]
     dtype = accumulator(query.dtype)

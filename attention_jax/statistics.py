@@ -94,7 +94,7 @@ def attention_statistics(
     S, K = key.shape[-3:-1]
     top_k, tokens = static_int("top_k", top_k, minimum=0), _check_tokens(tokens, batch, T, S)
     mask, score = check_rules(*placed(mask, score, positions), (*batch, N, T, S))
-    if 0 in (*query.shape, *key.shape):
+    if 0 in (*batch, T, N, S):
         return _of_nothing(batch, N, T, S, top_k, accumulator(query.dtype), tokens is not None)
 
     value = jnp.zeros((*key.shape[:-1], 1), key.dtype)

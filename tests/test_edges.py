@@ -11,7 +11,7 @@ import suite
 
 import attention_jax as aj
 from attention_jax import scores
-from attention_jax.blockwise import blockwise_attention
+from attention_jax.blockwise import blockwise_attention, weighted_sums
 
 RANDOM = np.random.default_rng(0)
 
@@ -184,6 +184,11 @@ def test_no_channels(H, Hv):
     )
     assert found[0].shape == (7, 2, Hv)
     suite.close(found[1:] if Hv == 0 else found, true[1:] if Hv == 0 else true)
+    weights = aj.attention_weights(query, key, mask=aj.prefix(4))
+    suite.close(aj.attention_statistics(query, key, mask=aj.prefix(4)).received, weights.sum(1))
+    sums, total = weighted_sums(query, key, value, found[1], mask=aj.prefix(4))
+    assert sums.shape == (7, 2, Hv)
+    suite.close((sums, total), (found[0], jnp.ones_like(total)))
 
 
 def test_a_map_over_nothing():
