@@ -145,7 +145,8 @@ def score_from_function(fn: Callable[..., jax.Array]) -> Score:
 
     Args:
       fn: called with floating `[T, S]`, an integer, and integers `[T, 1]` and `[1, S]`, the positions; T and S are
-        those of a block. Arrays that it captures may be traced, and are given gradients.
+        those of a block. Arrays that it captures may be traced, and are given gradients; for these, its slopes have
+        to be finite at pairs that a mask hides, too: write `jnp.log(abs(t - s) + 1)`, not `jnp.log(t - s + 1)`.
 
     Raises:
       TypeError: no function.
