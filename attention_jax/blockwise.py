@@ -92,13 +92,12 @@ def weighted_sums(
     S, K, Hv = value.shape[-3:]
     grid = grid_for(mask, query.shape, value.shape)
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
-    b, t, channels = grid.length("b"), grid.length("t"), problem.operands[-1].shape[-2]
-    lse = lse.reshape(b, K, N // K, T)
-    lse = jnp.pad(lse, [(0, 0)] * 3 + [(0, t - T)], constant_values=jnp.inf)
-    outputs = (*lse.shape, channels), lse.shape
-    outputs = tuple(jax.ShapeDtypeStruct(shape, lse.dtype) for shape in outputs)
+    lse = lse.reshape(grid.length("b"), K, N // K, T)
+    lse = jnp.pad(lse, [(0, 0)] * 3 + [(0, grid.length("t") - T)], constant_values=jnp.inf)
     axes = (*problem.axes, "bkgt"), ("bkgt.", "bkgt")
-    sums, total = BlockSum(problem.rule, grid, *axes, outputs, problem.rule.masks == 0)(*problem.operands, lse)
+    sums, total = BlockSum(problem.rule, grid, *axes, problem.outputs(), problem.rule.masks == 0)(
+        *problem.operands, lse
+    )
     return _by_query(sums, T, batch)[..., :Hv], total[..., :T].reshape(*batch, N, T)
 
 
@@ -110,14 +109,17 @@ class Problem(NamedTuple):
     operands: tuple[jax.Array, ...]
     axes: tuple[str, ...]
 
-    def softmax(self) -> list[jax.Array]:
-        """Output `[b, K, G, t, Hv]` and log-sum-exp `[b, K, G, t]`, with t padded to whole blocks."""
+    def outputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """`[b, K, G, t, Hv]` and `[b, K, G, t]`, with t padded to whole blocks."""
         b, k, g, t = (self.grid.length(letter) for letter in "bkgt")
         value = self.operands[-1]
-        outputs = (b, k, g, t, value.shape[-2]), (b, k, g, t)
-        outputs = tuple(jax.ShapeDtypeStruct(shape, accumulator(value.dtype)) for shape in outputs)
-        axes = "bkgt.", "bkgt"
-        return Softmax(self.rule, self.grid, self.axes, axes, outputs, static_kind=self.rule.masks == 0)(*self.operands)
+        shapes = (b, k, g, t, value.shape[-2]), (b, k, g, t)
+        return tuple(jax.ShapeDtypeStruct(shape, accumulator(value.dtype)) for shape in shapes)
+
+    def softmax(self) -> list[jax.Array]:
+        """Output and log-sum-exp."""
+        axes, static = ("bkgt.", "bkgt"), self.rule.masks == 0
+        return Softmax(self.rule, self.grid, self.axes, axes, self.outputs(), static_kind=static)(*self.operands)
 
 
 def canonical(
