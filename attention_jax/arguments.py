@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +52,24 @@ def positions_alike(positions: Positions) -> list[jax.Array]:
         raise TypeError(f"positions are integers, of queries [*B, T] and of keys [*B, S]; got {got}")
     batch = jnp.broadcast_shapes(*(array.shape[:-1] for array in arrays))
     return [jnp.broadcast_to(array.astype(int), (*batch, array.shape[-1])) for array in arrays]
+
+
+def made_by(what: str, fn: Callable[..., Any], names: str, inputs: Sequence[Any], shape: Sequence[int]) -> jax.Array:
+    """What a function of such names makes of pairs of positions, as an array that can be broadcast to `shape`."""
+    try:
+        inspect.signature(fn).bind(*inputs)
+    except TypeError:
+        raise TypeError(f"{what} is called with ({names}), and takes {inspect.signature(fn)}") from None
+    except ValueError:
+        pass  # it does not tell its signature
+    made = fn(*inputs)
+    if not isinstance(made, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+        raise TypeError(f"{what} must return an array, got {type(made).__name__}")
+    array = jnp.asarray(made)
+    sizes = zip(array.shape[::-1], shape[::-1], strict=False)
+    if array.ndim > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
+        raise ValueError(f"{what} must return one number for each pair, {list(shape)}, got {list(array.shape)}")
+    return array
 
 
 def brief(array: jax.Array) -> str:

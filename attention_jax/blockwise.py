@@ -275,7 +275,7 @@ def _hoist(part: Any, kind: Any, *examples: jax.Array) -> Any:
         if isinstance(part.fn, _Traced):
             return part
         # by a function of its own: for one it has seen, JAX would remember what that had captured then
-        closed = jax.make_jaxpr(lambda *inputs: part.fn(*inputs))(*examples)
+        closed = jax.make_jaxpr(lambda *inputs: part.call(*inputs))(*examples)
         return replace(part, fn=_Traced(part.fn, str(closed.jaxpr), closed.jaxpr), captured=tuple(closed.consts))
     children = {
         field.name: _hoist(child, kind, *examples)

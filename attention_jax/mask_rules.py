@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from attention_jax.arguments import brief
+from attention_jax.arguments import brief, made_by
 from attention_jax.mask_tree import Mask
 from attention_jax.node import node, static
 from attention_jax.spans import Span, Truth
@@ -137,10 +137,16 @@ class Function(Mask):
     captured: tuple[jax.Array, ...] = ()  # arrays that `fn` is called with first
 
     def at(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
-        seen = jnp.asarray(self.fn(*self.captured, rows[:, None], columns[None, :]))
+        seen = self.call(*self.captured, rows[:, None], columns[None, :])
+        return jnp.broadcast_to(seen, (len(rows), len(columns)))
+
+    def call(self, *inputs: jax.Array) -> jax.Array:
+        """What the function makes of its inputs, if that can be a mask."""
+        rows, columns = inputs[-2:]
+        seen = made_by(repr(self), self.fn, "t, s", inputs, (len(rows), columns.shape[-1]))
         if seen.dtype != jnp.bool_:
             raise TypeError(f"{self!r} must return bool, True = may attend, got {seen.dtype}")
-        return jnp.broadcast_to(seen, (len(rows), len(columns)))
+        return seen
 
     def axes(self) -> list[str]:
         return ["." * array.ndim for array in self.captured]

@@ -149,7 +149,8 @@ def mask_from_function(fn: Callable[[jax.Array, jax.Array], jax.Array]) -> Mask:
       fn: called with integer arrays `[T, 1]` and `[1, S]`; what it returns broadcasts against `[T, S]`.
 
     Raises:
-      TypeError: no function; where the mask is used, one that does not return bool.
+      TypeError: no function; where the mask is used, one that takes other arguments, or does not return bool.
+      ValueError: where the mask is used, what it returns has another shape.
 
     >>> mask_from_function(lambda t, s: (t - s) % 2 == 0).to_array(2, 3).astype(int).tolist()
     [[1, 0, 1], [0, 1, 0]]

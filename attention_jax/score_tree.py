@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from attention_jax.arguments import positions_alike
+from attention_jax.arguments import made_by, positions_alike
 from attention_jax.checks import check_auto, check_mask_shape
 from attention_jax.mask_tree import Mask, as_mask, check_placed
 from attention_jax.node import node, static
@@ -108,11 +108,17 @@ class ScoreFunction(Score):
     captured: tuple[jax.Array, ...] = ()  # arrays that `fn` is called with first
 
     def apply(self, logits: jax.Array, head: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-        changed = jnp.asarray(self.fn(*self.captured, logits, head, rows[:, None], columns[None, :]))
-        sizes = zip(changed.shape[::-1], logits.shape[::-1], strict=False)
-        if changed.ndim > 2 or any(size not in (1, wanted) for size, wanted in sizes):
-            raise ValueError(f"the score function made {changed.shape} of logits {logits.shape}")
+        changed = self.call(*self.captured, logits, head, rows[:, None], columns[None, :])
         return jnp.broadcast_to(changed, logits.shape).astype(logits.dtype)
+
+    def call(self, *inputs: jax.Array) -> jax.Array:
+        """What the function makes of its inputs, if that can be logits."""
+        what = f"the score function {getattr(self.fn, '__name__', repr(self.fn))}"
+        changed = made_by(what, self.fn, "logit, head, t, s", inputs, inputs[-4].shape)
+        if not (jnp.issubdtype(changed.dtype, jnp.floating) or jnp.issubdtype(changed.dtype, jnp.integer)):
+            fix = ": what says whether a key is seen is mask=mask_from_function(...)" if changed.dtype == bool else ""
+            raise TypeError(f"{what} must return real logits, got {changed.dtype}{fix}")
+        return changed
 
     def axes(self) -> list[str]:
         return ["." * array.ndim for array in self.captured]

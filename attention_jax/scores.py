@@ -149,7 +149,7 @@ def score_from_function(fn: Callable[..., jax.Array]) -> Score:
         to be finite at pairs that a mask hides, too: write `jnp.log(abs(t - s) + 1)`, not `jnp.log(t - s + 1)`.
 
     Raises:
-      TypeError: no function.
+      TypeError: no function; where the score is used, one that takes other arguments, or returns no real numbers.
       ValueError: where the score is used, logits of another shape than those that came in.
 
     >>> from attention_jax import attention

@@ -54,7 +54,7 @@ MUTANTS = [
     Mutant("softmax.py", "other[2] * shrink_other[..., None]", "other[2]", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("softmax.py", "jnp.where(blind, -jnp.inf, peak + jnp.log(total))", "peak + jnp.log(total)", "test_blockwise.py::test_log_sum_exp_is_exact_and_differentiable"),
     Mutant("softmax.py", "jnp.minimum(block.columns, self.keys - 1)", "block.columns", "test_edges.py::test_what_fills_the_last_block_has_no_slope_of_its_own"),
-    Mutant("blockwise.py", "make_jaxpr(lambda *inputs: part.fn(*inputs))", "make_jaxpr(part.fn)", "test_edges.py::test_a_function_reads_what_it_has_captured_at_each_call"),
+    Mutant("blockwise.py", "make_jaxpr(lambda *inputs: part.call(*inputs))", "make_jaxpr(part.fn)", "test_edges.py::test_a_function_reads_what_it_has_captured_at_each_call"),
     Mutant("softmax.py", "return some, every & (columns[1] < self.keys) if self.padded else every", "return some, every", "test_blockwise.py::test_what_fills_the_last_block_is_never_seen"),
     Mutant("softmax.py", "d_weights = d_weights if d_total is None else d_weights + d_total[:, None]", "pass", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("softmax.py", 'd_output = d_output - jnp.einsum(', 'd_output = d_output + jnp.einsum(', "test_dot_product.py::test_every_mask -k blockwise"),

@@ -102,6 +102,22 @@ REFUSED = {
     "sliding_window: fractional window": (lambda: aj.sliding_window(1.5, 0), TypeError, "must be an integer"),
     "prefix: traced prefix": (traced(lambda n: one(mask=aj.prefix(n))(), 1), TypeError, "prefix.*must be static"),
     "mask_from_function: function not bool": (many(mask=aj.mask_from_function(lambda t, s: t - s)), TypeError, "must return bool"),
+    "mask_from_function: function of too many": (many(mask=aj.mask_from_function(lambda b, h, t, s: t > s)), TypeError, r"called with \(t, s\), and takes \(b, h, t, s\)"),
+    "mask_from_function: shape": (many(mask=aj.mask_from_function(lambda t, s: (t > s)[None])), ValueError, r"one number for each pair, \[7, 9\], got \[1, 7, 9\]"),
+    **{
+        f"score_from_function: {name}, {implementation}": (
+            lambda fn=fn, i=implementation: aj.attention(Q, K, V, score=aj.score_from_function(fn), implementation=i), error, words,
+        )
+        for implementation in ("reference", "blockwise")
+        for name, fn, error, words in (
+            ("bool", lambda logit, head, t, s: t >= s, TypeError, "must return real logits, got bool.*mask_from_function"),
+            ("complex", lambda logit, head, t, s: logit * 1j, TypeError, "must return real logits, got complex64"),
+            ("nothing", lambda logit, head, t, s: None, TypeError, "must return an array, got NoneType"),
+            ("several", lambda logit, head, t, s: (logit, logit), TypeError, "must return an array, got tuple"),
+            ("shape", lambda logit, head, t, s: logit[:, :2], ValueError, r"one number for each pair, \[7, 9\], got \[7, 2\]"),
+            ("of another's", lambda logit, b, h, t, s: logit, TypeError, r"called with \(logit, head, t, s\), and takes \(logit, b, h, t, s\)"),
+        )
+    },
     "split_heads: traced heads": (traced(lambda n: aj.split_heads(jnp.ones((3, 4)), n), 2), TypeError, "num_heads must be static"),
     "split_heads: no heads to split into": (lambda: aj.split_heads(jnp.ones((3, 4)), 0), ValueError, "num_heads must be at least 1"),
     "alibi_slopes: traced slopes": (traced(aj.alibi_slopes, 2), TypeError, "must be static"),
@@ -172,9 +188,6 @@ REFUSED = {
     "soft_cap: 0": (lambda: aj.soft_cap(0.0), ValueError, "one positive finite number, got 0.0"),
     "soft_cap: several": (lambda: aj.soft_cap(np.ones(3)), ValueError, r"one positive finite number, got \(3,\)"),
     "score_from_function: no function": (lambda: aj.score_from_function(3), TypeError, "a score is made by .* got 3"),
-    "score_from_function: shape": (
-        lambda: aj.attention(Q, K, V, score=lambda logit, head, t, s: np.ones((3, 3))), ValueError, r"made \(3, 3\) of logits \(7, 9\)",
-    ),
     "add_sinks: sinks": (
         lambda: aj.add_sinks(jnp.ones((2, 7, 4, 5)), jnp.ones((2, 4, 7)), jnp.ones(3)), ValueError, r"sinks \[N\]; got .*sinks \(3,\)",
     ),
