@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import plots
@@ -21,19 +21,19 @@ def measure(name: str, rounds: int | None) -> Iterator[Row]:
         yield row
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ROUNDS)}; all if there is none")
     parser.add_argument("--rounds", type=int, help="how often everything is timed, if not as often as is usual")
     parser.add_argument("--write", type=Path, metavar="DIR", help="keep results in DIR/benchmarks, and write the page")
     parser.add_argument("--only-write", action="store_true", help="run nothing: the page of the results that are there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in ROUNDS]
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(ROUNDS)}")
     if options.only_write and not options.write:
         parser.error("--only-write wants --write DIR")
-    command = " ".join(["python -m benchmarks", *sys.argv[1:]])
+    command = " ".join(["python -m benchmarks", *arguments])
     del sys.argv[1:]  # tokamax would read them too
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.write / "benchmarks" if options.write else Path(scratch)
@@ -49,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

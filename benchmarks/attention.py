@@ -1,5 +1,6 @@
 """Attention beside that of other libraries, forward and with its backward pass, and the memory it takes."""
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -9,6 +10,7 @@ import numpy as np
 
 import attention_jax as aj
 from attention_jax.conformance import peers
+from benchmarks.__main__ import main
 from benchmarks.interleave import seconds
 from benchmarks.results import OURS, Row
 
@@ -112,3 +114,7 @@ def torch_calls(inputs, cotangent, mask):
         torch.autograd.grad(attend(), inputs, cotangent)
 
     return forward, backward
+
+
+if __name__ == "__main__":
+    main(["attention", *sys.argv[1:]])

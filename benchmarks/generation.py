@@ -5,6 +5,7 @@ Each contender writes once in each round, the prompt included in the time. Then 
 where 512 are held, in a cache of the same size.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from flax import nnx
 from attention_jax.generate import generate, stream
 from attention_jax.pretrained import build_gpt2
 from attention_jax.sampling import Sampling
+from benchmarks.__main__ import main
 from benchmarks.interleave import seconds
 from benchmarks.results import OURS, Row
 
@@ -64,3 +66,7 @@ def measure(rounds: int) -> Iterator[Row]:
             yield Row(f"{NEW} tokens after {PROMPT}", f"batch of {batch}", name, values, tokens=batch * NEW)
     for held in (64, 512):
         yield Row("One more token", f"after {held} others", OURS, token_after(model, held), tokens=1)
+
+
+if __name__ == "__main__":
+    main(["generation", *sys.argv[1:]])

@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.__main__ import main
 from benchmarks.interleave import seconds
 from benchmarks.results import OURS, Row
 from configs import shakespeare
@@ -165,3 +166,7 @@ def measure(rounds: int) -> Iterator[Row]:
         yield Row(table, case, name, [], missing=reason)
     starts = [seconds_to_first_step() for _ in range(3)]
     yield Row("From the command to the first training step", "text", OURS, starts)
+
+
+if __name__ == "__main__":
+    main(["training", *sys.argv[1:]])

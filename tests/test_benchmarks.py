@@ -1,12 +1,14 @@
 """The page of the benchmarks says what its rows say, and the rows come from runs. No time is asserted."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 
 import attention_jax as aj
 from benchmarks import attention, interleave, plots
+from benchmarks.__main__ import ROUNDS
 from benchmarks.page import to_markdown
 from benchmarks.results import OURS, Row, describe_run, dump, load, ratio
 
@@ -129,3 +131,11 @@ def test_memory_of_all_weights_grows_faster_than_ours():
         for T in (2048, 4096)
     )
     assert long["jax.nn"] / short["jax.nn"] > 3 > long[OURS] / short[OURS]
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_a_benchmark_can_be_run_by_the_name_of_its_module(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--only-write"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(DOCS.parent / "benchmarks" / f"{name}.py"), run_name="__main__")
+    assert "--only-write wants --write DIR" in capsys.readouterr().err
