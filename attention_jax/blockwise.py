@@ -92,11 +92,9 @@ def weighted_sums(
     S, K, Hv = value.shape[-3:]
     grid = grid_for(mask, query.shape, value.shape)
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
-    lse = lse.reshape(grid.length("b"), K, N // K, T)
-    lse = jnp.pad(lse, [(0, 0)] * 3 + [(0, grid.length("t") - T)], constant_values=jnp.inf)
     axes = (*problem.axes, "bkgt"), ("bkgt.", "bkgt")
     sums, total = BlockSum(problem.rule, grid, *axes, problem.outputs(), problem.rule.masks == 0)(
-        *problem.operands, lse
+        *problem.operands, problem.given(lse)
     )
     return _by_query(sums, T, batch)[..., :Hv], total[..., :T].reshape(*batch, N, T)
 
@@ -115,6 +113,12 @@ class Problem(NamedTuple):
         value = self.operands[-1]
         shapes = (b, k, g, t, value.shape[-2]), (b, k, g, t)
         return tuple(jax.ShapeDtypeStruct(shape, accumulator(value.dtype)) for shape in shapes)
+
+    def given(self, lse: jax.Array) -> jax.Array:
+        """A log-sum-exp `[*B, N, T]` as `[b, K, G, t]`: +inf, and so no weights, for what fills the last block."""
+        b, k, g, t = (self.grid.length(letter) for letter in "bkgt")
+        lse = lse.reshape(b, k, g, -1)
+        return jnp.pad(lse, [(0, 0)] * 3 + [(0, t - lse.shape[-1])], constant_values=jnp.inf)
 
     def softmax(self) -> list[jax.Array]:
         """Output and log-sum-exp."""

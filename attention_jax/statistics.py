@@ -100,7 +100,9 @@ def attention_statistics(
     value = jnp.zeros((*key.shape[:-1], 1), key.dtype)
     grid = grid_for(mask, query.shape, value.shape)
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
-    lse = problem.softmax()[1] if lse is None else _padded(lse, (*batch, N, T), grid)
+    if lse is not None and jnp.shape(lse) != (*batch, N, T):
+        raise ValueError(f"lse must be [*B, N, T] = {[*batch, N, T]}, got {list(jnp.shape(lse))}")
+    lse = problem.softmax()[1] if lse is None else problem.given(jnp.asarray(lse))
     real = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 3) < T
     lse = jnp.where(real & (lse != -jnp.inf), lse, jnp.inf)  # so that a query that sees nothing has weights of 0
 
@@ -217,15 +219,6 @@ def _positions_and_tokens(positions, tokens, T, S):
         follows = (keys == before + 1) & (before >= 0)
         arrays += [(tokens, "*t"), (tokens, "*s"), (jnp.roll(tokens, 1, axis=-1), "*s"), (follows, "*s")]
     return arrays
-
-
-def _padded(lse, shape, grid):
-    """The log-sum-exp in the form that the softmax leaves it in."""
-    if jnp.shape(lse) != shape:
-        raise ValueError(f"lse must be [*B, N, T] = {list(shape)}, got {list(jnp.shape(lse))}")
-    b, k, g, t = (grid.length(letter) for letter in "bkgt")
-    lse = jnp.asarray(lse).reshape(b, k, g, shape[-1])
-    return jnp.pad(lse, [(0, 0)] * 3 + [(0, t - shape[-1])])
 
 
 def _check_tokens(tokens, batch, T, S):
