@@ -9,6 +9,7 @@ import suite
 
 import attention_jax as aj
 from attention_jax.conformance import ROWS, Implementation, check, oracle, ours, table
+from attention_jax.conformance.__main__ import main
 
 OURS = {each.name: each for each in ours.implementations()}
 FEW = ["row that sees no key: gradients", "mixed dtypes", "precision=", "cache overrun", "Hessian-vector product"]
@@ -87,3 +88,14 @@ def test_the_table_has_every_verdict():
 def test_the_snippet_runs(capsys):
     exec(table.REPRODUCE, {})
     assert capsys.readouterr().out.startswith("Deviates: output off by")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--rows", "causal", "no such thing"], "no row has all of 'causal', 'no such thing'; there are: equal lengths; "),
+    (["--only", "flash"], "no implementation 'flash'; installed are reference"),
+])  # fmt: skip
+def test_what_is_not_there_is_named(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["conformance", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err

@@ -17,7 +17,7 @@ def main() -> int:
     """Print the table; the exit status says whether ours pass every row."""
     parser = argparse.ArgumentParser(prog="python -m attention_jax.conformance", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="implementations, e.g. blockwise jax.nn")
-    parser.add_argument("--rows", nargs="+", metavar="WORDS", help="rows whose names have these words")
+    parser.add_argument("--rows", nargs="+", metavar="WORDS", help="rows whose names have all of these words")
     parser.add_argument("--write", type=Path, metavar="DIR", help="write conformance.md and conformance.html there")
     options = parser.parse_args()
     del sys.argv[1:]  # tokamax would read them too
@@ -27,6 +27,8 @@ def main() -> int:
         parser.error(f"no implementation {unknown[0]!r}; installed are {', '.join(known)}")
     chosen = [known[name] for name in options.only or known]
     rows = [name for name in ROWS if all(words in name for words in options.rows or [])]
+    if not rows:
+        parser.error(f"no row has all of {', '.join(map(repr, options.rows))}; there are: {'; '.join(ROWS)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         verdicts = {row: {each.name: check(each, row) for each in chosen} for row in rows}
