@@ -90,13 +90,17 @@ def attention_and_lse(
     mask: MaskLike | None = None,
     score: ScoreLike | None = None,
     positions: Positions | None = None,
+    scale: ArrayLike | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    precision: PrecisionLike = None,
     implementation: str | None = None,
-    **options: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """`attention`, and the log-sum-exp of each query's logits.
 
     Args:
-      query, key, value, mask, score, positions, implementation, **options: as `attention`.
+      query, key, value, mask, score, positions, scale, dropout_rate, dropout_rng, precision, implementation: as
+        `attention`.
 
     Returns:
       output `[*B, T, N, Hv]`; log-sum-exp `[*B, N, T]` in float32 or better, differentiable, -inf for a query that sees
@@ -111,8 +115,10 @@ def attention_and_lse(
     >>> attention_and_lse(x, x, x)[1].round(3).tolist()
     [[1.3860000371932983, 1.3860000371932983, 1.3860000371932983, 1.3860000371932983]]
     """
-    options |= {"mask": mask, "score": score, "positions": positions, "implementation": implementation}
-    return _attend(query, key, value, lse=True, **options)
+    return _attend(
+        query, key, value, mask=mask, score=score, positions=positions, scale=scale, dropout_rate=dropout_rate,
+        dropout_rng=dropout_rng, precision=precision, implementation=implementation, lse=True,
+    )  # fmt: skip
 
 
 def _attend(
@@ -219,16 +225,18 @@ class Explanation:
     """Memory of the compiled forward pass besides its inputs and outputs."""
 
     def __str__(self) -> str:
-        size = "" if self.block_size is None else f", of {self.block_size[0]} queries x {self.block_size[1]} keys"
-        if self.blocks is None:
+        if self.block_size is None:
             blocks = "blocks of its own"
         elif self.implementation == "reference":
-            blocks = "all weights at once"
-        elif self.skipped is None:
-            blocks = f"{self.blocks} blocks a head; the mask's arrays say at run time which of them are empty"
+            blocks = f"all weights at once, {self.block_size[0]} queries x {self.block_size[1]} keys"
         else:
-            blocks = f"{self.blocks} blocks a head, {self.skipped} skipped as empty and {self.unmasked} without a mask"
-        lines = [f"{self.implementation}: {self.reason}", f"{blocks}{size}"]
+            number = "1 block" if self.blocks == 1 else f"{self.blocks} blocks"
+            blocks = f"{number} of {self.block_size[0]} queries x {self.block_size[1]} keys for each head"
+            if self.skipped is None:
+                blocks += "; the mask's arrays say at run time which are empty"
+            else:
+                blocks += f": {self.skipped} skipped as empty, {self.unmasked} without a mask"
+        lines = [f"{self.implementation}: {self.reason}", blocks]
         lines += [f"{self.temporary_bytes / 2**20:.1f} MiB of temporary memory"]
         return "\n".join(lines + [f"not {name}: {reason}" for name, reason in self.passed_over.items()])
 
@@ -241,14 +249,17 @@ def explain(
     mask: MaskLike | None = None,
     score: ScoreLike | None = None,
     positions: Positions | None = None,
+    scale: ArrayLike | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    precision: PrecisionLike = None,
     implementation: str | None = None,
-    **options: Any,
 ) -> Explanation:
     """What `attention` will run with these arguments, why, which blocks it skips, and how much memory it takes.
 
     Args:
-      query, key, value, mask, score, positions, implementation, **options: as `attention`; of arrays only shapes and
-        dtypes matter, so that a `jax.ShapeDtypeStruct` will do.
+      query, key, value, mask, score, positions, scale, dropout_rate, dropout_rng, precision, implementation: as
+        `attention`; of query, key and value only shapes and dtypes matter, so that a `jax.ShapeDtypeStruct` will do.
 
     Returns:
       An `Explanation`; printing it says the same in words.
@@ -263,6 +274,8 @@ def explain(
     >>> plan.implementation, plan.blocks, plan.skipped
     ('blockwise', 64, 49)
     """
+    options: dict[str, Any] = {"scale": scale, "dropout_rate": dropout_rate, "dropout_rng": dropout_rng}
+    options["precision"] = precision
     plans: list[tuple[_Choice, _Blocks]] = []
 
     def run(
