@@ -61,7 +61,8 @@ def check_mask(mask: MaskLike | None, shape: tuple[int, ...]) -> jax.Array | Non
     """A mask (or bool array, or None) as a bool array for `shape`, `[T, S]` or `[*B, N, T, S]`; any axis may be 1."""
     if mask is None:
         return None
-    return _broadcast("mask", as_mask(mask).to_array(*shape[-2:]), shape)
+    mask = as_mask(mask)
+    return _broadcast("mask", mask.to_array(*shape[-2:]), shape, f", made by {mask!r}")
 
 
 def check_mask_shape(mask: Mask, shape: tuple[int, ...]) -> None:
@@ -78,6 +79,14 @@ def check_bias(bias: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | No
         fix = "pass a bool array as mask=" if bias.dtype == jnp.bool_ else "convert it, e.g. bias.astype(float)"
         raise TypeError(f"bias is added to the logits and must be floating point, got {bias.dtype}: {fix}")
     return _broadcast("bias", bias, shape)
+
+
+def check_sequence(name: str, x: ArrayLike, D: int) -> jax.Array:
+    """What a module was called with as an array `[*B, T, D]`, or a `ValueError`."""
+    x = jnp.asarray(x)
+    if x.ndim < 2 or x.shape[-1] != D:
+        raise ValueError(f"{name} has shape {x.shape}, expected [*B, T, D] with D = {D}")
+    return x
 
 
 def check_dropout(rate: float, rng: jax.Array | None) -> float:
@@ -164,7 +173,7 @@ def _shape_error(problem: str, layout: str, arrays: Mapping[str, jax.Array]) -> 
     return f"{problem}: expected {layout}; got {shapes}"
 
 
-def _broadcast(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _broadcast(name: str, array: jax.Array, shape: tuple[int, ...], source: str = "") -> jax.Array:
     """`array` with all of `shape`'s axes, those of size 1 left so, if it is `[T, S]` or has them all.
 
     NumPy's own rule would also take `[B, T, S]`, and read it as one array a head wherever B == N.
@@ -182,4 +191,4 @@ def _broadcast(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array
     fix = ""
     if len(batch) > 1 and array.shape == (*batch[:-1], T, S):
         fix = f": give it a head axis, {name}[..., None, :, :]"
-    raise ValueError(f"{name} has shape {array.shape}, expected {wanted}{fix}")
+    raise ValueError(f"{name} has shape {array.shape}{source}, expected {wanted}{fix}")

@@ -161,12 +161,19 @@ def as_mask(mask: MaskLike) -> Mask:
     if isinstance(mask, Mask):
         return mask
     if callable(mask):
-        raise TypeError("a function (t, s) -> bool is made a mask by mask_from_function(fn)")
-    array = jnp.asarray(mask)
+        raise TypeError(
+            "a mask is what causal(), sliding_window(...) and so on return: call them; "
+            f"a function (t, s) -> bool is made one by mask_from_function(fn). Got {mask!r}"
+        )
+    try:
+        array = jnp.asarray(mask)
+    except TypeError:
+        raise TypeError(f"a mask is one such as causal(), or a bool array, got {mask!r}") from None
     if jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"a mask is bool with True = may attend, got {array.dtype}. If this array is added to the logits, "
-            "pass it as bias=; if it holds 0 and 1, pass `array > 0`."
+            "pass it as score=bias(array), or as bias= to a function that has one; if it holds 0 and 1, pass "
+            "`array > 0`."
         )
     if array.dtype != jnp.bool_:
         raise TypeError(f"a mask is bool with True = may attend, got {array.dtype}: pass `array != 0`")
@@ -191,7 +198,13 @@ class Array(Mask):
     def check(self, T: int, S: int) -> None:
         rows, columns = self.array.shape[-2:]
         if rows not in (1, T) or columns not in (1, S):
-            raise ValueError(f"the mask array has shape {self.array.shape}, expected [..., T, S] = [..., {T}, {S}]")
+            fix = ""
+            if self.array.ndim == 2 and columns == S:
+                fix = ": of a row for each example make mask[:, None, None, :], or pass key_lengths(...)"
+            raise ValueError(
+                f"the mask array has shape {self.array.shape}, expected [..., T, S] = [..., {T}, {S}], "
+                f"for query [*B, T, N, H] and key [*B, S, K, H]{fix}"
+            )
 
     def _sizes(self) -> tuple[int | None, ...]:
         T, S = self.array.shape[-2:]

@@ -14,7 +14,8 @@
     ■ · · · · ■ ■ ■
 
 Every mask is a pytree: the arrays it holds (segment ids, lengths) may be traced and `vmap`ped over; options such as a
-window's width are static. `True` always means "may attend". Additive terms are not masks: pass them as `bias=`.
+window's width are static. `True` always means "may attend". Additive terms are not masks: pass them as
+`score=bias(array)`.
 """
 
 from __future__ import annotations

@@ -332,6 +332,23 @@ def _same_size_only(query, key, value, mask):
     return jax.nn.dot_product_attention(query, key, value)
 
 
+@pytest.mark.parametrize("unknown", [-1, -11, -12, -100, 11, 1000])
+def test_a_token_outside_the_vocabulary_is_nan_where_it_is_seen(unknown):
+    model = TransformerLM(11, 7, D, N, 2, rngs=nnx.Rngs(0))
+    tokens = jnp.array([[1, 2, unknown, 3], [4, 5, 6, 10]])
+    for logits in (model(tokens), nnx.jit(lambda model, tokens: model(tokens))(model, tokens)):
+        np.testing.assert_array_equal(jnp.isnan(logits).all(-1), [[False, False, True, True], [False] * 4])
+        np.testing.assert_array_equal(jnp.isnan(logits).any(-1), jnp.isnan(logits).all(-1))
+    np.testing.assert_array_equal(model(tokens[1]), model(tokens[1].astype(jnp.uint8)))
+
+
+def test_tokens_that_are_none_are_refused():
+    model = TransformerLM(11, 7, D, N, 2, rngs=nnx.Rngs(0))
+    for tokens in (jnp.ones((2, 3)), jnp.array(1)):
+        with pytest.raises(TypeError, match=r"tokens must be integers \[\*B, T\], got"):
+            model(tokens)
+
+
 @pytest.mark.parametrize("build, message", [
     (lambda: MultiHeadAttention(10, 4, rngs=nnx.Rngs(0)), "embed_dim=10 must be a multiple of num_heads=4"),
     (lambda: MultiHeadAttention(24, 4, num_kv_heads=3, rngs=nnx.Rngs(0)), "num_heads=4 must be a multiple of num_kv_heads=3"),
@@ -339,7 +356,7 @@ def _same_size_only(query, key, value, mask):
     (lambda: TransformerLM(11, 7, D, N, 0, rngs=nnx.Rngs(0)), "num_layers must be at least 1, got 0"),
     (lambda: MultiHeadAttention(D, N, num_kv_heads=0, rngs=nnx.Rngs(0)), "num_kv_heads=0"),
     (lambda: MultiHeadAttention(D, N, attention_fn=_same_size_only, rngs=nnx.Rngs(0))(X, return_weights=True), "return_weights=True"),
-    (lambda: MultiHeadAttention(D, N, rngs=nnx.Rngs(0))(X[..., :5]), "kernel"),
+    (lambda: MultiHeadAttention(D, N, rngs=nnx.Rngs(0))(X[..., :5]), r"expected \[\*B, T, D\] with D = 24"),
 ])  # fmt: skip
 def test_refusals(build, message):
     with pytest.raises(ValueError, match=message):

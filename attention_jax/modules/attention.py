@@ -9,8 +9,10 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
 from attention_jax.cache import KVCache, counted
+from attention_jax.checks import check_sequence
 from attention_jax.dispatch import attention
 from attention_jax.dot_product import merge_heads
 from attention_jax.modules.feed_forward import Dropout, Linear
@@ -47,20 +49,20 @@ class SingleHeadAttention(nnx.Module):
 
     @overload
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, *, mask: MaskLike | None = None,
+        self, x: ArrayLike, context: ArrayLike | None = None, *, mask: MaskLike | None = None,
         rngs: nnx.Rngs | None = None, return_weights: Literal[False] = False,
     ) -> jax.Array: ...  # fmt: skip
 
     @overload
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, *, mask: MaskLike | None = None,
+        self, x: ArrayLike, context: ArrayLike | None = None, *, mask: MaskLike | None = None,
         rngs: nnx.Rngs | None = None, return_weights: Literal[True],
     ) -> tuple[jax.Array, jax.Array]: ...  # fmt: skip
 
     def __call__(
         self,
-        x: jax.Array,
-        context: jax.Array | None = None,
+        x: ArrayLike,
+        context: ArrayLike | None = None,
         *,
         mask: MaskLike | None = None,
         rngs: nnx.Rngs | None = None,
@@ -78,7 +80,8 @@ class SingleHeadAttention(nnx.Module):
         Returns:
           `[*B, T, H]`; with `return_weights`, also `[*B, T, S]`.
         """
-        context = x if context is None else context
+        x = check_sequence("x", x, self.query.in_features)
+        context = x if context is None else check_sequence("context", context, self.query.in_features)
         query, key, value = (layer(source)[..., None, :] for layer, source in self._projections(x, context))
         dropout = _dropout_arguments(self.dropout_rate, rngs)
         output = attention(query, key, value, mask=mask, **dropout)[..., 0, :]
@@ -115,7 +118,7 @@ class ConcatenatedHeads(nnx.Module):
         self.heads = ModuleList([SingleHeadAttention(embed_dim, head_dim, rngs=rngs) for _ in range(num_heads)])
         self.out = Linear(embed_dim, embed_dim, axes=("heads", "embed"), rngs=rngs)
 
-    def __call__(self, x: jax.Array, context: jax.Array | None = None, *, mask: MaskLike | None = None) -> jax.Array:
+    def __call__(self, x: ArrayLike, context: ArrayLike | None = None, *, mask: MaskLike | None = None) -> jax.Array:
         """`[*B, T, D]` (and `[*B, S, D]`) -> `[*B, T, D]`."""
         return self.out(jnp.concatenate([head(x, context, mask=mask) for head in self.heads], axis=-1))
 
@@ -193,28 +196,28 @@ class MultiHeadAttention(nnx.Module):
 
     @overload
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, *, mask: MaskLike | None = None,
+        self, x: ArrayLike, context: ArrayLike | None = None, *, mask: MaskLike | None = None,
         positions: jax.Array | None = None, cache: None = None, rngs: nnx.Rngs | None = None,
         return_weights: Literal[False] = False,
     ) -> jax.Array: ...  # fmt: skip
 
     @overload
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, *, mask: MaskLike | None = None,
+        self, x: ArrayLike, context: ArrayLike | None = None, *, mask: MaskLike | None = None,
         positions: jax.Array | None = None, cache: None = None, rngs: nnx.Rngs | None = None,
         return_weights: Literal[True],
     ) -> tuple[jax.Array, jax.Array]: ...  # fmt: skip
 
     @overload
     def __call__(
-        self, x: jax.Array, *, mask: MaskLike | None = None, positions: jax.Array | None = None, cache: KVCache,
+        self, x: ArrayLike, *, mask: MaskLike | None = None, positions: jax.Array | None = None, cache: KVCache,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, KVCache]: ...  # fmt: skip
 
     def __call__(
         self,
-        x: jax.Array,
-        context: jax.Array | None = None,
+        x: ArrayLike,
+        context: ArrayLike | None = None,
         *,
         mask: MaskLike | None = None,
         positions: jax.Array | None = None,
@@ -243,6 +246,8 @@ class MultiHeadAttention(nnx.Module):
           ValueError: shapes that do not fit, a `context` given to a fused projection, a cache that has no room, or one
             together with a `context` or `return_weights`.
         """
+        x = check_sequence("x", x, self.out.out_features)
+        context = None if context is None else check_sequence("context", context, self.out.out_features)
         query, key, value = self._project(x, context)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)  # type: ignore[misc]

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from attention_jax.arguments import brief
 from attention_jax.cache import KVCache, counted
-from attention_jax.checks import check_auto
+from attention_jax.checks import check_auto, check_sequence
 from attention_jax.mask_tree import as_mask
 from attention_jax.masks import causal
 from attention_jax.modules.attention import ModuleList, MultiHeadAttention
@@ -66,8 +67,7 @@ class TransformerBlock(nnx.Module):
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None, **options: Any) -> Any:
         """`[*B, T, D]` -> `[*B, T, D]`; `rngs` and `**options`, and what is returned for them, as in
         `MultiHeadAttention`."""
-        if x.shape[-1] != self.embed_dim:
-            raise ValueError(f"x has shape {x.shape}, expected [*B, T, D] with D = {self.embed_dim}")
+        x = check_sequence("x", x, self.embed_dim)
         attended = self.attention(self.norm1(x), rngs=rngs, **options)
         attended, *more = attended if isinstance(attended, tuple) else (attended,)
         x = x + attended
@@ -163,7 +163,7 @@ class TransformerLM(nnx.Module):
         """Logits of the next token at every position: `logits(hidden(tokens))`.
 
         Args:
-          tokens: integer `[*B, T]`.
+          tokens: integer `[*B, T]`, from 0 to vocab_size - 1; at others, and where they are seen, the logits are NaN.
           mask: what a position may see besides being causal; `Mask`, or bool `[T, T]` or `[*B, N or 1, T, T]`. With a
             cache, a rule on the positions of all that was read.
           positions: integer `[T]` or `[*B, T]`, for the position embedding and for rotary ones; if not given, 0 .. T-1
@@ -177,6 +177,7 @@ class TransformerLM(nnx.Module):
           `[num_layers, *B, N, T, T]`.
 
         Raises:
+          TypeError: tokens that are not integers.
           ValueError: more tokens than a learned position embedding has positions, or than the cache has room for.
             Where the cache's length is traced, the logits are NaN instead.
         """
@@ -201,9 +202,15 @@ class TransformerLM(nnx.Module):
         """What the head makes logits of: `[*B, T, D]` instead of `[*B, T, vocab_size]`, and all else as a call."""
         if positions is not None and self.positions is None and not self._is_rotary():
             raise ValueError("positions= acts through a position embedding or a rotary one, and this model has neither")
+        tokens = jnp.asarray(tokens)
         check_auto(tokens=tokens)
+        if tokens.ndim == 0 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"tokens must be integers [*B, T], got {brief(tokens)}")
         mask = causal() if mask is None else causal() & as_mask(mask)
-        x = jnp.take(self.tokens.embedding[...], tokens, axis=0)  # in the table's dtype, which nnx.Embed would change
+        table = self.tokens.embedding[...]
+        tokens = tokens.astype(int)
+        tokens = jnp.where(tokens < 0, len(table), tokens)  # -1 is none, and not the last
+        x = jnp.take(table, tokens, axis=0, mode="fill")  # in the table's dtype, which nnx.Embed would change
         if self.positions is not None:
             embedded = self.positions(self._default_positions(tokens, cache) if positions is None else positions)
             x = x + jnp.broadcast_to(embedded, x.shape).astype(x.dtype)
