@@ -2,7 +2,7 @@
 
     python -m train text
 
-Hardware: 2 CPU cores. Time: 3 minutes. Result: validation loss 1.31 nats per character.
+Hardware: 2 CPU cores. Time: 3 minutes. Result: validation loss about 1.3 nats per character.
 """
 
 from configs.schema import Config, Data, Model, Optimizer

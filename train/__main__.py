@@ -17,7 +17,8 @@ def main(arguments: list[str]) -> int:
       InputError: a preset that is not there, and as `train.loop.run`.
     """
     name = take_preset(arguments)
-    description = sys.modules[f"configs.{name.replace('-', '_')}"].__doc__
+    about = sys.modules[f"configs.{name.replace('-', '_')}"].__doc__
+    description = f"{about}\nPresets: {', '.join(PRESETS)}."
     prog = f"python -m train {name}"
     config = tyro.cli(Config, default=PRESETS[name], args=arguments, prog=prog, description=description)
     if config.resume and (saved := saved_config(config.name)):

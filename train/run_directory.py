@@ -132,7 +132,7 @@ def load_start(start: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
     except InputError:
         raise
     except ImportError as error:
-        raise InputError(f'--start {start}: {error}; pip install "attention-jax[pretrained]"') from error
+        raise InputError(f'--start {start}: {error}; pip install -e ".[pretrained]"') from error
     except ValueError as error:
         raise InputError(f"--start {start}: {str(error).splitlines()[0]}") from error
     if len(tokenizer) != model.tokens.num_embeddings or model.norm.epsilon != 1e-5:

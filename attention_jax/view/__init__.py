@@ -6,7 +6,7 @@ from attention_jax.view import html, plot, text
 weights = inspect(model, tokens)                # [layers, N, T, T]
 html(weights, words).save("attention.html")     # one file, no network; or the last line of a notebook's cell
 print(text(weights[0, 3], words))
-plot.plot_heads(weights, words)                 # matplotlib: pip install "attention-jax[view]"
+plot.plot_heads(weights, words)                 # matplotlib: pip install -e ".[view]"
 """
 
 import importlib

@@ -182,12 +182,13 @@ def plot_mask(mask: MaskLike, T: int, S: int | None = None, *, block_size: tuple
             for colour, count, kind in zip(KIND_COLOURS, counts, KINDS, strict=True)
         ]
     shade = np.zeros((T, S, 4))
-    shade[seen] = [0.1, 0.25, 0.45, 0.55 if block_size else 0.9]
+    shade[seen] = colour = (0.1, 0.25, 0.45, 0.55 if block_size else 0.9)
     panel.imshow(shade, interpolation="nearest", aspect="auto")
     panel.set(xlabel="key", ylabel="query", xlim=(-0.5, S - 0.5), ylim=(T - 0.5, -0.5))
     name = repr(mask)
     panel.set_title(name if len(name) <= 70 else name[:69] + "…", fontsize=9)
     if handles:
+        handles.append(Rectangle((0, 0), 1, 1, color=colour, linewidth=0, label="dark: may be seen"))
         figure.legend(handles=handles, title="blocks", loc="outside right upper", fontsize=8, title_fontsize=8)
     return figure
 
