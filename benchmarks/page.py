@@ -40,8 +40,7 @@ PEERS = {
 
 ANOTHER_RUN = """\
 - The spread is that within one run. Another run can differ by more, by a third on a machine that is shared.
-- Another CPU ranks the libraries otherwise: README's numbers of generation and training are from one
-  with AVX-512."""
+- Another CPU ranks the libraries otherwise: README tells what was seen on one with AVX-512."""
 
 BUSY = """\
 - The machine had other work when some of the measuring began, as its load average says. Times in seconds are longer
@@ -59,7 +58,7 @@ python -m benchmarks training --rounds 5        # one of attention, generation, 
 python -m benchmarks --write docs --only-write  # the page once more, from the same results
 ```
 
-Every single measurement is in `docs/benchmarks/`: {files}.
+Every single measurement of this page is in `docs/benchmarks/`: {files}.
 """
 
 
