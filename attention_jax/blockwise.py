@@ -20,6 +20,7 @@ from attention_jax.axes import by_group
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import Grid, accumulator
 from attention_jax.checks import check_dropout, check_many_heads, check_scale
+from attention_jax.dropout import seeds_of_heads
 from attention_jax.mask_rules import Function
 from attention_jax.mask_tree import Mask
 from attention_jax.score_tree import Score, ScoreFunction, check_rules
@@ -157,7 +158,6 @@ def canonical(
         masks=len(jax.tree.leaves(mask)),
         scores=len(jax.tree.leaves(score)),
         rate=rate,
-        random=jax.random.key_impl(dropout_rng) if rate else None,  # type: ignore[arg-type]
         queries=T,
         keys=S,
         padded=grid.length("s") != S,
@@ -165,8 +165,8 @@ def canonical(
         precision=precision,
     )
     if rate:
-        seeds = jax.random.key_data(jax.random.split(dropout_rng, (*batch, N)))  # type: ignore[arg-type]
-        operands.append(seeds.reshape(grid.length("b"), K, N // K, -1))
+        seeds = seeds_of_heads(dropout_rng, grid.length("b"), K, N // K)  # type: ignore[arg-type]
+        operands.append(seeds)
         axes.append("bkg.")
 
     query = _scaled(query.astype(dtype), check_scale(scale, H)).reshape(grid.length("b"), T, K, N // K, H)

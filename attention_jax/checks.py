@@ -92,10 +92,18 @@ def check_sequence(name: str, x: ArrayLike, D: int) -> jax.Array:
 def check_dropout(rate: float, rng: jax.Array | None) -> float:
     """The dropout rate as a Python float in [0, 1), with a random key if it is not 0."""
     rate = check_dropout_rate(rate)
-    if rate > 0 and rng is None:
+    if rate == 0:
+        return rate
+    if rng is None:
         raise ValueError(f"dropout_rate={rate} needs dropout_rng=, a key such as jax.random.key(0)")
-    if rate > 0 and not isinstance(rng, jax.Array | np.ndarray):
+    if not isinstance(rng, jax.Array | np.ndarray):
         raise TypeError(f"dropout_rng must be a key such as jax.random.key(0), got {rng!r}")
+    key = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
+    if (rng.ndim, rng.dtype) != ((0, rng.dtype) if key else (1, jnp.uint32)):
+        raise TypeError(
+            f"dropout_rng must be one key, such as jax.random.key(0), got {rng.dtype}{list(rng.shape)}: "
+            "map over several by jax.vmap"
+        )
     return rate
 
 

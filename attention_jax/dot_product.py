@@ -29,7 +29,7 @@ from attention_jax.checks import (
     check_one_head,
     check_scale,
 )
-from attention_jax.dropout import keep_positions
+from attention_jax.dropout import keep_positions, seeds_of_heads
 from attention_jax.masks import causal
 from attention_jax.score_tree import apply_score, check_rules
 from attention_jax.typing import MaskLike, ScoreLike
@@ -82,8 +82,9 @@ def scaled_dot_product_attention(
     query, key, value = check_one_head(query=query, key=key, value=value)
     shape = len(query), len(key)
     rate = check_dropout(dropout_rate, dropout_rng)
+    seed = seeds_of_heads(dropout_rng) if rate else None  # type: ignore[arg-type]
     return _one_head(
-        query, key, value, check_mask(mask, shape), check_bias(bias, shape), dropout_rng,
+        query, key, value, check_mask(mask, shape), check_bias(bias, shape), seed,
         scale=check_scale(scale, query.shape[-1]), rate=rate, precision=precision,
     )[0]  # fmt: skip
 
@@ -174,16 +175,16 @@ def multi_head_attention_and_lse(
         value: jax.Array,
         visible: jax.Array | None,
         bias: jax.Array | None,
-        rng: jax.Array | None,
+        seed: jax.Array | None,
         head: jax.Array,
         *arrays: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         change = partial(apply_score, jax.tree.unflatten(tree, arrays), head, jnp.arange(T), jnp.arange(S))
-        return _one_head(query, key, value, visible, bias, rng, change, **options)
+        return _one_head(query, key, value, visible, bias, seed, change, **options)
 
-    rngs = jax.random.split(dropout_rng, (*batch, N)) if rate else None  # type: ignore[arg-type]
-    others = [check_mask(mask, shape), check_bias(bias, shape), rngs, jnp.arange(N), *arrays]
-    letters = ["*nts", "*nts", "*n", "n", *([] if score is None else score.axes())]
+    seeds = seeds_of_heads(dropout_rng, *batch, N) if rate else None  # type: ignore[arg-type]
+    others = [check_mask(mask, shape), check_bias(bias, shape), seeds, jnp.arange(N), *arrays]
+    letters = ["*nts", "*nts", "*n.", "n", *([] if score is None else score.axes())]
     output, lse = map_heads(one_head, query, (key, value), others, letters)
     return jnp.moveaxis(output, -2, -3), lse
 
@@ -236,7 +237,7 @@ def _one_head(
     value: jax.Array,
     visible: jax.Array | None,
     bias: jax.Array | None,
-    rng: jax.Array | None,
+    seed: jax.Array | None,
     change: Change = lambda logits: logits,
     *,
     scale: Any,
@@ -246,7 +247,7 @@ def _one_head(
     (T, _), (S, Hv) = query.shape, value.shape
     weights, lse, visible, poisoned = head_weights(query, key, visible, bias, change, scale=scale, precision=precision)
     if rate:
-        keep = keep_positions(rng, rate, jnp.arange(T), jnp.arange(S))  # type: ignore[arg-type]
+        keep = keep_positions(seed, rate, jnp.arange(T), jnp.arange(S))  # type: ignore[arg-type]
         weights = jnp.where(keep, weights / (1 - rate), 0)
     value, finite = _finite_rows(value.astype(weights.dtype))
     output = jnp.matmul(weights, value, precision=precision)

@@ -8,17 +8,22 @@ import jax
 import jax.numpy as jnp
 
 
-def keep_positions(rng: jax.Array, rate: float, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def seeds_of_heads(rng: jax.Array, *shape: int) -> jax.Array:
+    """uint32 `[*shape, 2]`, a seed for each batch element and head. They are drawn at once, and by no `vmap` of ours:
+    there some kinds of keys draw by how many are mapped over."""
+    return jax.random.bits(rng, (*shape, 2), jnp.uint32)
+
+
+def keep_positions(seed: jax.Array, rate: float, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Bool `[len(rows), len(columns)]`: True, with probability 1 - rate, where the weight at (t, s) is kept.
 
     Args:
-      rng: a random key; one for each batch element and head.
+      seed: uint32 `[2]`, of `seeds_of_heads`.
       rate: the probability of dropping, in [0, 1).
       rows, columns: integer vectors of query and key positions.
     """
-    seeds = jax.random.bits(rng, (2,), jnp.uint32)
-    row_hash = _mix(rows.astype(jnp.uint32) ^ seeds[0])
-    column_hash = columns.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) ^ seeds[1]
+    row_hash = _mix(rows.astype(jnp.uint32) ^ seed[0])
+    column_hash = columns.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) ^ seed[1]
     return _mix(row_hash[:, None] ^ column_hash[None, :]) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 

@@ -35,7 +35,6 @@ class AttentionRule:
     masks: int
     scores: int
     rate: float
-    random: Any  # how dropout's keys are made into bits
     queries: int
     keys: int
     padded: bool  # whether there are more columns than keys
@@ -93,7 +92,7 @@ class AttentionRule:
     def dropped(self, block, weights, seed):
         if seed is None:
             return weights
-        keep = keep_positions(jax.random.wrap_key_data(seed, impl=self.random), self.rate, block.rows, block.columns)
+        keep = keep_positions(seed, self.rate, block.rows, block.columns)
         return jnp.where(keep, weights / (1 - self.rate), 0)
 
     def product(self, letters, one, other, known):

@@ -33,7 +33,7 @@ MUTANTS = [
     Mutant("dot_product.py", "output = jnp.matmul(weights, value, precision=precision)", "output = jnp.matmul(weights, value)", "test_contract.py::test_precision_reaches_both_products"),
     Mutant("dot_product.py", "logits, -jnp.inf))\n    chex", "logits, -1e30))\n    chex", "test_contract.py::test_a_row_that_sees_nothing_is_0_and_passes_no_gradient[reference] -m slow"),
     Mutant("dot_product.py", "jnp.where(keep, weights / (1 - rate), 0)", "jnp.where(keep, weights, 0)", "test_contract.py::test_dropout_keeps_the_mean_and_the_rate"),
-    Mutant("dot_product.py", "jax.random.split(dropout_rng, (*batch, N))", "jnp.broadcast_to(dropout_rng, (*batch, N))", "test_contract.py::test_dropout_differs_everywhere_and_repeats"),
+    Mutant("dot_product.py", "seeds_of_heads(dropout_rng, *batch, N)", "jnp.broadcast_to(seeds_of_heads(dropout_rng), (*batch, N, 2))", "test_contract.py::test_dropout_differs_everywhere_and_repeats"),
     Mutant("axes.py", "over(over(fn, -1, 1, None), -2, 1, 1)", "over(over(fn, -2, 1, None), -1, 1, 1)", "test_weights.py::test_every_mask"),
     # masks
     Mutant("mask_rules.py", "columns[None, :] <= rows[:, None] + (self.offset or 0)", "columns[None, :] < rows[:, None] + (self.offset or 0)", "test_masks.py"),

@@ -13,7 +13,7 @@ from allpairspy import AllPairs
 from x64 import x64_if
 
 from attention_jax import scores
-from attention_jax.dropout import keep_positions
+from attention_jax.dropout import keep_positions, seeds_of_heads
 
 TABLE = np.random.default_rng(0).normal(size=(8, 6))
 
@@ -150,6 +150,6 @@ def dropped_ones(shape, rate):
     *batch, N, T, S = shape
     if not rate:
         return jnp.ones(shape)
-    rngs = jax.random.split(jax.random.key(7), (*batch, N)).reshape(-1)
-    kept = jax.vmap(lambda rng: keep_positions(rng, rate, jnp.arange(T), jnp.arange(S)))(rngs)
+    seeds = seeds_of_heads(jax.random.key(7), *batch, N).reshape(-1, 2)
+    kept = jax.vmap(lambda seed: keep_positions(seed, rate, jnp.arange(T), jnp.arange(S)))(seeds)
     return (kept / (1 - rate)).reshape(shape)

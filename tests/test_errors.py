@@ -85,6 +85,8 @@ REFUSED = {
     "scaled_dot_product_attention: one head, lengths": (one(value=V[0, :8, 0]), ValueError, "differ in length S"),
     "scaled_dot_product_attention: one head, mask of many": (one(mask=np.ones((1, 7, 9), bool)), ValueError, r"expected \[T, S\] = \[7, 9\]"),
     "scaled_dot_product_attention: rate NaN": (one(dropout_rate=np.nan, dropout_rng=jax.random.key(0)), ValueError, "got nan"),
+    "multi_head_attention: several keys": (many(dropout_rate=0.1, dropout_rng=jax.random.split(jax.random.key(0), 2)), TypeError, r"one key, .* got key<fry>\[2\]: map"),
+    "multi_head_attention: numbers as key": (many(dropout_rate=0.1, dropout_rng=np.zeros(2)), TypeError, r"one key, .* got float64\[2\]"),
     "scaled_dot_product_attention: rate without a key": (one(dropout_rate=0.1), ValueError, "dropout_rng"),
     "scaled_dot_product_attention: traced rate": (traced(lambda r: one(dropout_rate=r, dropout_rng=jax.random.key(0))(), 0.1), TypeError, "must be static"),
     "mask_from_array: the same within a tree": (
