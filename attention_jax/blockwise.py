@@ -235,7 +235,8 @@ def _divisor(number: int, most: int) -> int:
 
 
 def _scaled(query: jax.Array, scale: ArrayLike) -> jax.Array:
-    if not isinstance(scale, jax.Array):
+    differentiated, scale = isinstance(scale, jax.Array), jnp.asarray(scale, query.dtype)
+    if not differentiated:
         return query * scale
     finite = jnp.isfinite(query)  # what is not must not reach the gradient of the scale
     return jnp.where(finite, jnp.where(finite, query, 0) * scale, jnp.nan)

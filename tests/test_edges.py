@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import suite
+from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
@@ -160,9 +161,33 @@ def test_lengths_and_positions_broadcast_over_the_batch(lengths):
 @pytest.mark.parametrize(
     "rng", [jax.random.key(3, impl="rbg"), jax.random.PRNGKey(3), np.array([0, 3], "uint32")], ids=str
 )
-def test_dropout_takes_keys_of_any_kind(rng):
+def test_dropout_by_keys_of_any_kind_goes_by_position_alone(rng):
     options = {"dropout_rate": 0.4, "dropout_rng": rng}
-    suite.close(BOTH["blockwise"](*X, **options), BOTH["reference"](*X, **options))
+    query, key = normal(3, 13, 4, 5), normal(3, 11, 2, 5)
+    true = aj.multi_head_attention(query, key, key, **options)
+    for sizes in (None, (4, 3), (13, 2)):
+        suite.close(blockwise_attention(query, key, key, **options, block_sizes=sizes)[0], true)
+
+
+@pytest.mark.parametrize("scale", [1 / np.sqrt(3), np.asarray(0.3), jnp.float32(0.3)], ids=repr)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_a_scale_of_a_wider_dtype(dtype, scale):
+    with x64_if(True):
+        query, key = normal(13, 4, 3).astype(dtype), normal(11, 2, 3).astype(dtype)
+        scale = scale.astype("float64")
+
+        def total(attend, scale):
+            return attend(query, key, key, scale=scale).astype("float64").sum()
+
+        for of in (
+            total,
+            jax.grad(total, 1),
+            lambda attend, scale: jax.vmap(partial(total, attend))(scale * jnp.arange(3.0)),
+        ):
+            found, true = (of(attend, jnp.asarray(scale)) for attend in (suite.blockwise, aj.multi_head_attention))
+            assert found.dtype == jnp.float64
+            suite.close(found, true, tolerance=suite.TOLERANCES[dtype])
+        assert suite.blockwise(query, key, key, scale=scale).dtype == dtype
 
 
 def test_implementations_agree_on_the_log_sum_exp_of_what_is_not_finite():
