@@ -70,10 +70,10 @@ class AttentionRule:
         some, every = (True, True) if mask is None else mask.some_every(rows, columns)
         return some, every & (columns[1] < self.keys) if self.padded else every
 
-    def seen(self, block, mask, logits):
-        """The logits, -inf where a key is not seen."""
+    def seen(self, block, mask, logits, hidden=-jnp.inf):
+        """The logits, `hidden` where a key is not seen."""
         real = (block.columns < self.keys)[None, :]
-        return jnp.where(real if mask is None else real & mask.at(block.rows, block.columns), logits, -jnp.inf)
+        return jnp.where(real if mask is None else real & mask.at(block.rows, block.columns), logits, hidden)
 
     def scored(self, block, logits, arrays):
         if self.scoreless:
@@ -86,8 +86,14 @@ class AttentionRule:
 
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
-        logits = self.scored(block, self.product("th,hs->ts", query, key, key), score)
+        products = self.without_hidden(block, masked, mask, self.product("th,hs->ts", query, key, key))
+        logits = self.scored(block, products, score)
         return self.seen(block, mask, logits) if masked else logits
+
+    def without_hidden(self, block, masked, mask, products):
+        """With constants in place of what is hidden, so that it takes nothing back through a score, whatever its slope
+        there."""
+        return self.seen(block, mask, products, 0) if masked and not self.scoreless else products
 
     def dropped(self, block, weights, seed):
         if seed is None:
@@ -116,7 +122,7 @@ class AttentionRule:
         d_output, d_total = cotangents.get(0), cotangents.get(1)
 
         *_, uncleaned = self.unpack(operands)
-        products = _finite_product(self, *uncleaned[:2])
+        products = self.without_hidden(block, masked, mask, _finite_product(self, *uncleaned[:2]))
         logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
         if masked:
             logits = self.seen(block, mask, logits)

@@ -232,3 +232,25 @@ def test_a_sink_without_weight_where_nothing_is_seen():
     suite.close(output[:, 0], aj.attention(*X, mask=aj.causal(offset=-2))[:, 0])
     assert (output[:2] == 0).all() and (lse[0, :2] == -jnp.inf).all()
     assert d_sinks[0] == 0 and np.isfinite(d_sinks).all()
+
+
+@pytest.mark.parametrize("slope", [lambda d: 1 / (d + 1), lambda d: jnp.sqrt(d + 1.0), lambda d: jnp.log(d + 1.0)])
+@pytest.mark.parametrize("block_sizes", [None, (4, 3)])
+def test_second_derivatives_pass_by_what_a_score_does_to_hidden_pairs(slope, block_sizes):
+    """Above the diagonal these slopes are not finite."""
+    query, key, value = X
+    rules = {"mask": aj.causal(), "score": lambda logit, head, t, s: logit * slope(t - s)}
+    ours = partial(suite.blockwise, block_sizes=block_sizes)
+
+    def loss(attend, query, key):
+        return jnp.sum(attend(query, key, value, **rules) ** 2)
+
+    def second(attend, query, key):
+        def along(*x):
+            return sum(jnp.vdot(value, gradient) for gradient in jax.grad(loss, (1, 2))(attend, *x))
+
+        return jax.grad(along, (0, 1))(query, key)
+
+    found, true = (second(attend, query, key) for attend in (ours, aj.multi_head_attention))
+    assert all(jnp.isfinite(x).all() for x in true)
+    suite.close(found, true, tolerance=1e-5)
