@@ -176,17 +176,19 @@ def test_a_scale_of_a_wider_dtype(dtype, scale):
         query, key = normal(13, 4, 3).astype(dtype), normal(11, 2, 3).astype(dtype)
         scale = scale.astype("float64")
 
-        def total(attend, scale):
-            return attend(query, key, key, scale=scale).astype("float64").sum()
+        def output(attend, scale):
+            return attend(query, key, key, scale=scale).astype("float64")
 
-        for of in (
-            total,
-            jax.grad(total, 1),
-            lambda attend, scale: jax.vmap(partial(total, attend))(scale * jnp.arange(3.0)),
-        ):
+        def slope(attend, scale):
+            return jax.grad(lambda scale: jnp.sum(output(attend, scale) ** 2))(scale)
+
+        def mapped(attend, scale):
+            return jax.vmap(partial(output, attend))(scale * jnp.arange(3.0))
+
+        for of in (output, slope, mapped):
             found, true = (of(attend, jnp.asarray(scale)) for attend in (suite.blockwise, aj.multi_head_attention))
             assert found.dtype == jnp.float64
-            suite.close(found, true, tolerance=suite.TOLERANCES[dtype])
+            suite.close(found, true, tolerance=(30 if of is slope else 2) * suite.TOLERANCES[dtype])
         assert suite.blockwise(query, key, key, scale=scale).dtype == dtype
 
 
