@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from attention_jax.axes import by_group
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import Grid, accumulator
+from attention_jax.captured import hoisted
 from attention_jax.checks import check_dropout, check_many_heads, check_scale
 from attention_jax.dropout import seeds_of_heads
-from attention_jax.mask_rules import Function
 from attention_jax.mask_tree import Mask
-from attention_jax.score_tree import Score, ScoreFunction, check_rules
+from attention_jax.operation import vary_like
+from attention_jax.score_tree import Score, check_rules
 from attention_jax.softmax import AttentionRule, Softmax
 from attention_jax.typing import MaskLike, ScoreLike
 
@@ -145,7 +144,7 @@ def canonical(
     S, K = value.shape[-3:-1]
     dtype = accumulator(query.dtype)
 
-    mask, score = hoisted(mask, score, grid, dtype)
+    mask, score = hoisted(mask, score, grid, vary_like(jnp.zeros((), dtype), (query, key, value)))
     operands, axes = [], []
     for part in (mask, score):
         for leaf, letters in zip(jax.tree.leaves(part), [] if part is None else part.axes(), strict=True):
@@ -262,45 +261,3 @@ def pad(array: jax.Array, letters: str, grid: Grid) -> jax.Array:
         for letter, size in zip(letters, array.shape, strict=True)
     ]
     return jnp.pad(array, widths, "edge") if any(after for _, after in widths) else array
-
-
-def hoisted(mask: Any, score: Any, grid: Grid, dtype: Any) -> tuple[Any, Any]:
-    """Both with every function in them made free of the arrays it has captured, which become arrays of their own; for
-    blocks of the grid, with logits of a dtype."""
-    t, s = grid.size("t"), grid.size("s")
-    positions = jnp.arange(t)[:, None], jnp.arange(s)[None, :]
-    mask = _hoist(mask, Function, *positions)
-    return mask, _hoist(score, ScoreFunction, jnp.zeros((t, s), dtype), jnp.zeros((), int), *positions)
-
-
-def _hoist(part: Any, kind: Any, *examples: jax.Array) -> Any:
-    if part is None:
-        return None
-    if isinstance(part, kind):
-        if isinstance(part.fn, _Traced):
-            return part
-        # by a function of its own: for one it has seen, JAX would remember what that had captured then
-        closed = jax.make_jaxpr(lambda *inputs: part.call(*inputs))(*examples)
-        return replace(part, fn=_Traced(part.fn, str(closed.jaxpr), closed.jaxpr), captured=tuple(closed.consts))
-    children = {
-        field.name: _hoist(child, kind, *examples)
-        for field in fields(part)
-        if isinstance(child := getattr(part, field.name), Mask | Score)
-    }
-    return replace(part, **children) if children else part
-
-
-@dataclass(frozen=True)
-class _Traced:
-    """A traced function that is called with the arrays it captured first. It equals another trace of the same function
-    in which nothing has changed, such as a number that the function reads."""
-
-    fn: Any
-    text: str
-    jaxpr: Any = field(compare=False)
-
-    def __call__(self, *operands: jax.Array) -> jax.Array:
-        count = len(self.jaxpr.constvars)
-        variables = zip(self.jaxpr.constvars, operands[:count], strict=True)
-        captured = [array.astype(variable.aval.dtype) for variable, array in variables]
-        return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))(*operands[count:])[0]

@@ -67,7 +67,7 @@ def check_mask(mask: MaskLike | None, shape: tuple[int, ...]) -> jax.Array | Non
 
 def check_mask_shape(mask: Mask, shape: tuple[int, ...]) -> None:
     """Raise `ValueError` if the mask is not one for `shape`, `[*B, N, T, S]`; without making its array."""
-    jax.eval_shape(lambda mask: check_mask(mask, shape), mask)
+    jax.eval_shape(lambda: check_mask(mask, shape))  # not of the mask: JAX would keep its functions, and what they hold
 
 
 def check_bias(bias: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:

@@ -47,7 +47,12 @@ class Operation(ABC):
 
 def vary_like(array, operands) -> jax.Array:
     """`array`, made to vary over the mesh axes of the operands, as `jax.shard_map` wants it of what a loop carries."""
-    axes = frozenset().union(*map(varying, operands)) - varying(array)
+    return vary(array, frozenset().union(*map(varying, operands)))
+
+
+def vary(array, axes: frozenset) -> jax.Array:
+    """`array`, made to vary over these mesh axes, too."""
+    axes = axes - varying(array)
     if not axes:
         return array
     return lax.pcast(array, tuple(axes), to="varying") if hasattr(lax, "pcast") else lax.pvary(array, tuple(axes))  # type: ignore[attr-defined]

@@ -27,7 +27,8 @@ def bias(array: ArrayLike) -> Score:
     """An array added to the logits.
 
     Args:
-      array: floating `[T, S]` or `[*B, N or 1, T, S]`; T and S may be 1 to broadcast; -inf hides a key.
+      array: floating `[T, S]` or `[*B, N or 1, T, S]`; T and S may be 1 to broadcast; -inf hides a key,
+        unless a later score makes it finite, as `soft_cap` does.
 
     Raises:
       TypeError: where the score is used, an array that is not floating.
@@ -136,8 +137,9 @@ def add_sinks(output: jax.Array, lse: jax.Array, sinks: jax.Array) -> tuple[jax.
         )
     sinks = jnp.broadcast_to(sinks[:, None].astype(lse.dtype), lse.shape)
     blind = lse == -jnp.inf  # whose output is 0, whatever its share; a sink may be -inf, too
-    share = jnp.moveaxis(jax.nn.sigmoid(jnp.where(blind, 0, lse) - sinks), -1, -2)[..., None]
-    return (output * share).astype(output.dtype), jnp.logaddexp(lse, sinks)
+    seen = jnp.where(blind, 0, lse)
+    share = jnp.moveaxis(jax.nn.sigmoid(seen - sinks), -1, -2)[..., None]
+    return (output * share).astype(output.dtype), jnp.where(blind, sinks, jnp.logaddexp(seen, sinks))
 
 
 def score_from_function(fn: Callable[..., jax.Array]) -> Score:

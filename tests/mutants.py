@@ -54,7 +54,10 @@ MUTANTS = [
     Mutant("softmax.py", "other[2] * shrink_other[..., None]", "other[2]", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("softmax.py", "jnp.where(blind, -jnp.inf, peak + jnp.log(total))", "peak + jnp.log(total)", "test_blockwise.py::test_log_sum_exp_is_exact_and_differentiable"),
     Mutant("softmax.py", "jnp.minimum(block.columns, self.keys - 1)", "block.columns", "test_edges.py::test_what_fills_the_last_block_has_no_slope_of_its_own"),
-    Mutant("blockwise.py", "make_jaxpr(lambda *inputs: part.call(*inputs))", "make_jaxpr(part.fn)", "test_edges.py::test_a_function_reads_what_it_has_captured_at_each_call"),
+    Mutant("captured.py", "make_jaxpr(lambda *inputs: part.call(*inputs))", "make_jaxpr(part.fn)", "test_edges.py::test_a_function_reads_what_it_has_captured_at_each_call"),
+    Mutant("captured.py", "        if axes:", "        if False:", "test_edges.py::test_functions_inside_a_checked_shard_map -k arithmetic"),
+    Mutant("captured.py", "{_digest(closed.jaxpr)}", "-", "test_edges.py::test_a_change_that_a_jit_inside_hides_is_seen"),
+    Mutant("captured.py", "Traced(_weak(part.fn)", "Traced(part.fn", "test_edges.py::test_what_a_function_has_captured_is_let_go"),
     Mutant("softmax.py", "return some, every & (columns[1] < self.keys) if self.padded else every", "return some, every", "test_blockwise.py::test_what_fills_the_last_block_is_never_seen"),
     Mutant("softmax.py", "d_weights = d_weights if d_total is None else d_weights + d_total[:, None]", "pass", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("softmax.py", 'd_output = d_output - jnp.einsum(', 'd_output = d_output + jnp.einsum(', "test_dot_product.py::test_every_mask -k blockwise"),
@@ -75,7 +78,7 @@ MUTANTS = [
     # scores
     Mutant("score_tree.py", "self.second.apply(self.first.apply(", "self.first.apply(self.second.apply(", "test_all_pairs.py -m slow -k 'then and array'"),
     Mutant("score_rules.py", "rows[:, None] + (self.offset or 0) - columns", "rows[:, None] - (self.offset or 0) - columns", "test_properties.py::test_a_few_cases"),
-    Mutant("scores.py", "share = jnp.moveaxis(jax.nn.sigmoid(jnp.where(blind, 0, lse) - sinks), -1, -2)", "share = jnp.moveaxis(jax.nn.sigmoid(sinks - jnp.where(blind, 0, lse)), -1, -2)", "test_blockwise.py::test_sinks_are_keys_without_a_value"),
+    Mutant("scores.py", "share = jnp.moveaxis(jax.nn.sigmoid(seen - sinks), -1, -2)", "share = jnp.moveaxis(jax.nn.sigmoid(sinks - seen), -1, -2)", "test_blockwise.py::test_sinks_are_keys_without_a_value"),
     # weights, the cache, positions
     Mutant("weights.py", "key[..., heads // (N // K), :]", "key[..., heads % K, :]", "test_weights.py::test_every_mask"),
     Mutant("statistics.py", "patterns = [distance == 1,", "patterns = [distance == 2,", "test_statistics.py::test_of_the_whole_weights"),

@@ -1,6 +1,8 @@
 """What lies at the edges of what a user may pass: functions that change what they read, filled-up blocks, wide windows,
 other dtypes of positions, nothing at all."""
 
+import gc
+import weakref
 from functools import partial
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import suite
+from jax.sharding import PartitionSpec as P
 from x64 import x64_if
 
 import attention_jax as aj
@@ -236,6 +239,20 @@ def test_a_sink_without_weight_where_nothing_is_seen():
     assert d_sinks[0] == 0 and np.isfinite(d_sinks).all()
 
 
+@pytest.mark.parametrize("sink", [-np.inf, 0.5])
+def test_a_log_sum_exp_with_a_sink_has_a_gradient_where_nothing_is_seen(sink):
+    lse = jnp.array([[-jnp.inf, 1.0]])
+
+    def total(lse, sinks):
+        joined = scores.add_sinks(jnp.ones((2, 1, 3)), lse, sinks)[1]
+        return jnp.sum(jnp.where(jnp.isfinite(joined), joined, 0))
+
+    d_lse, d_sinks = jax.grad(total, (0, 1))(lse, jnp.array([sink], jnp.float32))
+    share = 0 if sink == -np.inf else np.exp(sink) / (np.exp(sink) + np.e)
+    suite.close(d_lse, jnp.array([[0, 1 - share]]))
+    suite.close(d_sinks, jnp.array([share + (sink != -np.inf)]))
+
+
 @pytest.mark.parametrize("slope", [lambda d: 1 / (d + 1), lambda d: jnp.sqrt(d + 1.0), lambda d: jnp.log(d + 1.0)])
 @pytest.mark.parametrize("block_sizes", [None, (4, 3)])
 def test_second_derivatives_pass_by_what_a_score_does_to_hidden_pairs(slope, block_sizes):
@@ -256,3 +273,79 @@ def test_second_derivatives_pass_by_what_a_score_does_to_hidden_pairs(slope, blo
     found, true = (second(attend, query, key) for attend in (ours, aj.multi_head_attention))
     assert all(jnp.isfinite(x).all() for x in true)
     suite.close(found, true, tolerance=1e-5)
+
+
+WEIGHTS = jnp.array([0.5, 2.0])
+TABLE = jnp.arange(11.0)
+INSIDE = {
+    "arithmetic": lambda logit, w, head, t, s: logit * 2.0 - abs(t - s),
+    "a captured number of each head": lambda logit, w, head, t, s: logit * w[head] - 1.0,
+    "a constant array": lambda logit, w, head, t, s: logit + TABLE[s] * w[0] - TABLE[t],
+    "a rule of its own": lambda logit, w, head, t, s: jax.nn.relu(logit) * 2 - 1.0 * s,
+    "a jit": lambda logit, w, head, t, s: jax.jit(lambda x: x * 2.0 - w[1])(logit),
+    "a loop": lambda logit, w, head, t, s: jax.lax.fori_loop(0, 3, lambda i, x: x * 0.9 + i, logit),
+    "a choice": lambda logit, w, head, t, s: jax.lax.cond(head == 0, lambda x: x * 2.0, lambda x: x - 1.0, logit),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("spread", [False, True], ids=["weights of all", "weights of each"])
+def test_functions_inside_a_checked_shard_map(name, spread):
+    devices = 2
+    mesh = jax.make_mesh(
+        (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+    x, cotangent = normal(3, devices, 11, 2, 4), normal(devices, 11, 2, 4)
+    weights = jnp.stack([WEIGHTS, 3 - WEIGHTS]) if spread else WEIGHTS[None]
+    mask = aj.mask_from_function(lambda t, s: t + 3 >= s)
+
+    def loss(x, weights, cotangent):
+        score = aj.score_from_function(
+            lambda *logit_and_place: INSIDE[name](logit_and_place[0], weights[0], *logit_and_place[1:])
+        )
+        return jnp.vdot(blockwise_attention(*x, mask=mask, score=score, block_sizes=(4, 5))[0], cotangent)
+
+    def gradients(x, weights, cotangent):
+        return jax.grad(loss, (0, 1))(x, weights, cotangent)
+
+    of_x, of_weights, of_output = P(None, "data"), P("data") if spread else P(), P("data")
+    found = jax.jit(jax.shard_map(
+        gradients, mesh=mesh, in_specs=(of_x, of_weights, of_output), out_specs=(of_x, of_weights),
+    ))(x, weights, cotangent)  # fmt: skip
+    each = [
+        gradients(x[:, i : i + 1], weights[i : i + 1] if spread else weights, cotangent[i : i + 1])
+        for i in range(devices)
+    ]
+    join = jnp.concatenate if spread else sum
+    suite.close(found, (jnp.concatenate([one[0] for one in each], 1), join([one[1] for one in each])), 1e-5)
+
+
+def test_a_change_that_a_jit_inside_hides_is_seen():
+    kept = {"table": np.arange(11, dtype=np.float32)}
+
+    def score(logit, head, t, s):
+        return jax.jit(lambda logit, s: logit - jnp.asarray(kept["table"])[s])(logit, s)
+
+    first = aj.attention(*X, score=score)
+    kept["table"] = kept["table"][::-1].copy()
+    suite.close(aj.attention(*X, score=score), aj.attention(*X, score=score, implementation="reference"))
+    assert suite.error(first, aj.attention(*X, score=score)) > 0.1
+
+
+@pytest.mark.parametrize("rule", ["score", "mask"])
+@pytest.mark.parametrize("implementation", BOTH)
+def test_what_a_function_has_captured_is_let_go(rule, implementation):
+    """JAX keeps what it has compiled; an array that was captured must not be kept with it."""
+
+    def attended():
+        captured = jnp.arange(11.0)
+        functions = {
+            "score": lambda logit, head, t, s: logit - captured[s],
+            "mask": aj.mask_from_function(lambda t, s: captured[s] <= t),
+        }
+        aj.attention(*X, implementation=implementation, **{rule: functions[rule]})
+        return weakref.ref(captured)
+
+    kept = attended()
+    gc.collect()
+    assert kept() is None

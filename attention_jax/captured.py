@@ -1,0 +1,126 @@
+"""Masks' and scores' functions, made free of the arrays they have captured: those become operands, which are cut into
+blocks, mapped over and differentiated as any other."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+from attention_jax.blocks import Grid
+from attention_jax.mask_rules import Function
+from attention_jax.mask_tree import Mask
+from attention_jax.operation import vary, vary_like, varying
+from attention_jax.score_tree import Score, ScoreFunction
+
+
+def hoisted(mask: Any, score: Any, grid: Grid, logit: jax.Array) -> tuple[Any, Any]:
+    """Both with the functions in them called with what they have captured first; for blocks of the grid, and logits of
+    the dtype of `logit`, which vary over the same mesh axes."""
+    t, s = grid.size("t"), grid.size("s")
+    examples = jnp.zeros((t, s), logit.dtype), jnp.zeros((), int), jnp.arange(t)[:, None], jnp.arange(s)[None, :]
+    examples = tuple(vary_like(example, [logit]) for example in examples)
+    return _hoist(mask, Function, *examples[2:]), _hoist(score, ScoreFunction, *examples)
+
+
+def _hoist(part: Any, kind: Any, *examples: jax.Array) -> Any:
+    if part is None:
+        return None
+    if isinstance(part, kind):
+        if isinstance(part.fn, Traced):
+            return part
+        # by a function of its own: for one it has seen, JAX would remember what that had captured then
+        closed = jax.make_jaxpr(lambda *inputs: part.call(*inputs))(*examples)
+        traced = Traced(_weak(part.fn), f"{closed.jaxpr} {_digest(closed.jaxpr)}", varying(examples[0]), closed.jaxpr)
+        return replace(part, fn=traced, captured=tuple(closed.consts))
+    children = {
+        field.name: _hoist(child, kind, *examples)
+        for field in fields(part)
+        if isinstance(child := getattr(part, field.name), Mask | Score)
+    }
+    return replace(part, **children) if children else part
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced function that is called with the arrays it captured first. It equals another trace of the same function
+    in which nothing has changed, such as a number that the function reads."""
+
+    fn: Any
+    text: str
+    axes: frozenset  # those of a mesh over which its inputs varied when it was traced
+    jaxpr: Any = field(compare=False)
+
+    def __call__(self, *operands: jax.Array) -> jax.Array:
+        count = len(self.jaxpr.constvars)
+        variables = zip(self.jaxpr.constvars, operands[:count], strict=True)
+        captured = [array.astype(variable.aval.dtype) for variable, array in variables]
+        axes = self.axes.union(*map(varying, operands))
+        if axes:
+            captured, inputs = ([vary(x, axes) for x in each] for each in (captured, operands[count:]))
+            return _evaluate(self.jaxpr, captured, inputs)[0]
+        return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))(*operands[count:])[0]
+
+
+def _evaluate(jaxpr: Jaxpr, captured: Sequence[jax.Array], operands: Sequence[jax.Array]) -> list[jax.Array]:
+    """The outputs, inside `jax.shard_map` with its checks: what is constant where the function was traced may vary over
+    mesh axes here, and what meets it is made to."""
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*captured, *operands), strict=True))
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else values[variable]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(variable) for variable in equation.invars]
+        name, params = equation.primitive.name, equation.params
+        if name in ("pvary", "pcast"):
+            results = inputs
+        elif name in ("jit", "pjit"):
+            results = _evaluate(params["jaxpr"].jaxpr, params["jaxpr"].consts, inputs)
+        else:
+            if not any(_inner_jaxprs(equation)):  # they say themselves what varies in them
+                inputs = [vary_like(x, inputs) for x in inputs]
+            params = equation.primitive.get_bind_params(params)
+            functions, params = params if isinstance(params, tuple) else ((), params)  # before and after jax 0.10
+            results = equation.primitive.bind(*functions, *inputs, **params)
+            results = results if equation.primitive.multiple_results else [results]
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _weak(fn: Any) -> Any:
+    """What equals the like of the same function, and does not keep it alive, nor what it has captured: JAX holds on to
+    all that it has compiled."""
+    try:
+        reference = weakref.WeakMethod(fn) if inspect.ismethod(fn) else weakref.ref(fn)
+    except TypeError:
+        return fn
+    hash(reference)  # which it keeps for when the function is gone
+    return reference
+
+
+def _digest(jaxpr: Jaxpr) -> str:
+    """Of the constants of the jaxprs inside, which its text does not show."""
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in _inner_constants(jaxpr))).hexdigest()
+
+
+def _inner_constants(jaxpr: Jaxpr) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        for inner in _inner_jaxprs(equation):
+            yield from getattr(inner, "consts", ())
+            yield from _inner_constants(getattr(inner, "jaxpr", inner))
+
+
+def _inner_jaxprs(equation: Any) -> Iterator[Any]:
+    for param in equation.params.values():
+        for each in param if isinstance(param, tuple | list) else (param,):
+            if isinstance(each, ClosedJaxpr | Jaxpr):
+                yield each
