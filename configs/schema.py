@@ -119,7 +119,7 @@ class Optimizer:
     beta2: float = 0.99
     """How slowly the average of squared gradients forgets."""
     clip_norm: float = 1.0
-    """Largest norm of the whole gradient."""
+    """Largest norm of the whole gradient; 0 for any."""
     ema_decay: float = 0.0
     """How slowly the average of the weights forgets, which is then what is evaluated and sampled from; 0 for none."""
 

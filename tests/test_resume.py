@@ -1,7 +1,9 @@
 """Killed, stopped or damaged, a run goes on to the same bits, and says so where it cannot."""
 
+import dataclasses
 import errno
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +20,13 @@ import numpy as np
 import optax
 import pytest
 
-from train import run_directory
+from configs import PRESETS, schema
+from train import loop, run_directory
 from train.__main__ import main
 from train.checkpoint import Checkpoints, digest, flat, unflat
 from train.errors import InputError, StoppedError
 from train.step import TrainState
+from train.tokenizer import CharTokenizer
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -257,3 +262,82 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state():
     with Checkpoints(Path("runs/lost/checkpoints")) as checkpoints:
         arrays, _ = checkpoints.newest()
     assert arrays["skipped"] > 0 and all(np.isfinite(array.astype(np.float32)).all() for array in arrays.values())
+
+
+@pytest.mark.slow
+def test_a_run_that_was_moved_aside_goes_on():
+    main(["text", *TINY, "--steps", "12", "--name", "whole"])
+    main(["text", *TINY, "--steps", "12", "--name", "again", "--checkpoint-every", "5"])
+    Path("runs/again/checkpoints/12.json").unlink()
+    Path("runs/again").rename("runs/again.1")
+    main(["--resume", "--name", "again.1", "--quiet"])
+    assert outcome("again.1") == outcome("whole")
+
+
+@pytest.mark.slow
+def test_manifests_and_records_that_are_lost_are_missed(capsys):
+    main(["text", *TINY, "--steps", "12", "--name", "lost"])
+    whole = Path("runs/lost/metrics.jsonl").read_text()
+    Path("runs/lost/metrics.jsonl").write_text("".join(whole.splitlines(keepends=True)[3:]))
+    main(["--resume", "--name", "lost"])
+    assert "3 of 12 steps are missing, from step 1 on" in capsys.readouterr().err
+    Path("runs/lost/metrics.jsonl").write_text(whole)
+    for manifest in Path("runs/lost/checkpoints").glob("*.json"):
+        manifest.unlink()
+    with pytest.raises(InputError, match="no checkpoint here is whole any more"):
+        main(["--resume", "--name", "lost"])
+    assert Path("runs/lost/metrics.jsonl").read_text() == whole
+
+
+@pytest.mark.slow
+def test_what_a_run_started_from_is_kept_until_it_is_saved_anew(monkeypatch):
+    main(["text", *TINY, "--steps", "6", "--name", "base"])
+    started = ["text", *TINY, "--steps", "6", "--name", "tuned", "--start", "runs/base"]
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(started)
+    shutil.rmtree("runs/base")
+    with monkeypatch.context() as patched:
+        patched.setattr("train.checkpoint.ocp.CheckpointManager.save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(["--resume", "--name", "tuned", "--quiet"])
+    main(["--resume", "--name", "tuned", "--quiet"])
+    assert steps_of("tuned") == 6
+
+
+def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def begin(barrier, seed, results):
+    save = schema.save
+
+    def slowly(config, path):
+        save(config, path)
+        time.sleep(0.1)
+
+    run_directory.schema.save = slowly
+    for number in range(5):
+        config = dataclasses.replace(PRESETS["text"], name=f"race{number}", seed=seed)
+        barrier.wait()
+        try:
+            with loop._directory(config, SimpleNamespace(tokenizer=CharTokenizer("ab"))) as (directory, _):
+                results.put("ours" if schema.load(directory / "config.toml").seed == seed else "another's")
+                barrier.wait()
+        except InputError:
+            results.put("refused")
+            barrier.wait()
+
+
+@pytest.mark.slow
+def test_of_two_runs_that_begin_at_once_one_is_refused():
+    processes = multiprocessing.get_context("spawn")
+    barrier, results = processes.Barrier(2), processes.Queue()
+    runs = [processes.Process(target=begin, args=(barrier, seed, results), daemon=True) for seed in range(2)]
+    for run in runs:
+        run.start()
+    for _ in range(5):
+        assert sorted(results.get(timeout=60) for _ in runs) == ["ours", "refused"]
+    for run in runs:
+        run.join()

@@ -123,7 +123,8 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 reason = f"its manifest: {error}"
             self.warn(f"the checkpoint of step {step} is not whole, and is passed over: {reason}")
-        if any(self.directory.glob("*.json")):
+        # a lone folder without a manifest is a first save that never came to its end
+        if len(self.manager.all_steps()) > 1 or any(self.directory.glob("*.json")):
             raise InputError(f"{self.directory}: no checkpoint here is whole any more; begin anew with another --name")
         return None
 

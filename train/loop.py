@@ -82,8 +82,10 @@ def _directory(config: Config, dataset: Dataset) -> Iterator[tuple[Path, Path | 
             yield Path(folder), None
         return
     directory = run_directory.RUNS / config.name
-    moved = None if config.resume else run_directory.create(config, dataset.tokenizer)
-    with run_directory.locked(directory):
+    with contextlib.ExitStack() as held:
+        with run_directory.one_after_another():
+            moved = None if config.resume else run_directory.create(config, dataset.tokenizer)
+            held.enter_context(run_directory.locked(directory))
         yield directory, moved
 
 
@@ -121,19 +123,21 @@ class Trainer:
     def run(self, moved: Path | None) -> int:
         """Go on from the newest checkpoint, if the run is to be resumed, to the last step."""
         with Checkpoints(self.directory / "checkpoints", partial(print, file=sys.stderr)) as checkpoints:
-            done, kept = self.restore(checkpoints)
+            saved, done, kept = self.restore(checkpoints)
             self.samples.touch()
             os.truncate(self.samples, min(kept, self.samples.stat().st_size))
             checkpoints.check_space(self.state)
             with Metrics(self.directory / "metrics.jsonl", self.config, self.speed(), done) as metrics:
                 self.say_what_it_is(metrics, done, moved)
+                if self.config.start and not saved:
+                    self.save(0, metrics, checkpoints)  # the other run may be gone when this one goes on
                 status = self.train(done, metrics, checkpoints) if done < self.config.steps else 0
                 if status == 0:
                     self.finish(metrics)
                 return status
 
-    def restore(self, checkpoints: Checkpoints) -> tuple[int, int]:
-        """Steps that are done, and the length of the samples that belong to them."""
+    def restore(self, checkpoints: Checkpoints) -> tuple[bool, int, int]:
+        """Whether there was a checkpoint, steps that are done, and the length of the samples that belong to them."""
         found = None
         if self.config.resume:
             if jax.process_index():
@@ -154,7 +158,7 @@ class Trainer:
         done = int(self.state.step)
         model = nnx.merge(self.graphdef, self.state.params)
         self.state = sharding.place(self.state, model, self.mesh, self.config.mesh.fsdp)
-        return done, notes["samples"]
+        return found is not None, done, notes["samples"]
 
     def speed(self) -> Speed:
         """What a step is."""
@@ -191,7 +195,6 @@ class Trainer:
         compiled, needed = self.compile(batch)
         metrics.say(f"a step needs {needed / 2**20:,.0f} MiB of memory" + ("" if self.mesh is None else " a device"))
         if config.start and done == 0:
-            self.save(0, metrics, checkpoints)  # the other run may be gone when this one goes on
             self.evaluate(0, metrics)
         for step in range(done + 1, config.steps + 1):
             if config.profile and step == done + PROFILED and step + PROFILED <= config.steps:
@@ -277,8 +280,9 @@ class Trainer:
         metrics.say(
             "\nA sample:\n\n" + self.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].rstrip() + "\n"
         )
-        if validations[0]["step"] == 0:
+        if validations and validations[0]["step"] == 0:
             metrics.say(f"at the start: {describe(validations[0])}")
-        metrics.say(f"train loss {np.mean(train):.3f}, {describe(validations[-1])}")
+        if train and validations:
+            metrics.say(f"train loss {np.mean(train):.3f}, {describe(validations[-1])}")
         metrics.say(f"pictures: {self.directory / 'loss.png'}, {self.directory / 'attention'}")
         metrics.say(f"more text: python -m train.sample {self.directory} --prompt {shlex.quote(prompt)}")

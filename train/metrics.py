@@ -50,6 +50,9 @@ class Metrics:
             self.records = [record for record in map(json.loads, lines) if done and record["step"] <= done]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: not the records of a run ({error}); put it right to go on") from error
+        missing = set(range(1, done + 1)).difference(each["step"] for each in self.records if "train_loss" in each)
+        if missing:
+            print(f"{path}: {len(missing)} of {done} steps are missing, from step {min(missing)} on", file=sys.stderr)
         os.truncate(path, sum(map(len, lines[: len(self.records)])))  # at once: a kill here loses nothing
         self.file = path.open("a", encoding="utf-8")
         self.console = Console(file=sys.stdout, quiet=config.quiet, highlight=False, soft_wrap=True)
@@ -71,7 +74,7 @@ class Metrics:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, emoji=False)
 
     def record(self, **values: float) -> None:
         """Write a record, of step and numbers, to the file; what is not finite, JSON cannot hold, and is null."""

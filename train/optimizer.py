@@ -31,9 +31,10 @@ def learning_rate(config: Optimizer, steps: int) -> optax.Schedule:
 def build_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
     """Clipped AdamW or Muon, which decay matrices only."""
     rate = learning_rate(config, steps)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     adamw = optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay, mask=_matrices)
     if config.method == "adamw":
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+        return optax.chain(clip, adamw)
     orthogonal = muon(
         rate,
         weight_decay=config.weight_decay,
@@ -41,7 +42,7 @@ def build_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformati
         muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), params),
     )
     methods = {"muon": orthogonal, "adamw": adamw}
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.partition(methods, _methods))
+    return optax.chain(clip, optax.partition(methods, _methods))
 
 
 def _matrices(params: Any) -> Any:

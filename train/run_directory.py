@@ -25,7 +25,7 @@ from train.tokenizer import Tokenizer
 RUNS = Path("runs")
 SIZES = ("kind", "num_layers", "num_heads", "embed_dim", "context_length", "scan")
 """What one model has to have as another, to take its weights."""
-FREE = ("resume", "quiet", "profile", "mesh.")
+FREE = ("name", "resume", "quiet", "profile", "mesh.")
 """What a run that goes on may have otherwise."""
 
 
@@ -48,6 +48,21 @@ def locked(directory: Path) -> Iterator[None]:
             raise InputError(f"{directory}: another training run is writing here; choose a --name") from error
         except OSError as error:  # a file system without locks, such as a mounted Drive
             print(f"{directory} cannot be locked ({error.strerror}): begin no second run there", file=sys.stderr)
+        yield
+
+
+@contextlib.contextmanager
+def one_after_another() -> Iterator[None]:
+    """Wait until no other process is at the beginning of a run, where directories are made and moved aside."""
+    try:
+        RUNS.mkdir(exist_ok=True)
+        file = (RUNS / ".lock").open("w")
+    except OSError:
+        yield  # the directory of the run cannot be made either, and says so
+        return
+    with file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
