@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from attention_jax.arguments import static_int
+from attention_jax.arguments import brief, static_int
 from attention_jax.mask_tree import as_mask
 from attention_jax.typing import MaskLike
 
@@ -63,11 +64,19 @@ class KVCache:
 
         Args:
           padding: integers `[*B]`, how many of the first tokens of each example are padding: they take no room.
+
+        Raises:
+          TypeError: padding that is not integers, a capacity that is traced.
+          ValueError: a capacity below 1, padding below 0.
         """
         capacity = static_int("capacity", capacity, minimum=1)
         shape = *batch, capacity, num_kv_heads
         key = jnp.zeros((*shape, head_dim), dtype)
         value = jnp.zeros((*shape, head_dim if value_dim is None else value_dim), dtype)
+        if not jnp.issubdtype(jnp.result_type(padding), jnp.integer):
+            raise TypeError(f"padding must be integers, how many tokens, got {brief(jnp.asarray(padding))}")
+        if not isinstance(padding, jax.core.Tracer) and (np.asarray(padding) < 0).any():
+            raise ValueError(f"padding must be at least 0, got {np.min(padding)}")
         return cls(key, value, jnp.broadcast_to(-jnp.asarray(padding, jnp.int32), batch), ring)
 
     @property
@@ -131,6 +140,8 @@ class KVCache:
     def _extend(self, old: jax.Array, new: jax.Array) -> jax.Array:
         """`old` with `new` after each example's last token."""
         T = new.shape[-3]
+        if 0 in new.shape:
+            return old
         new = jnp.where((self.length + T > self.capacity)[..., None, None, None], jnp.nan, new).astype(old.dtype)
         if T > 1:
             first = jnp.minimum(self.length, self.capacity - T)

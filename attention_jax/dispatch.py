@@ -259,7 +259,7 @@ def explain(
 
     Args:
       query, key, value, mask, score, positions, scale, dropout_rate, dropout_rng, precision, implementation: as
-        `attention`; of query, key and value only shapes and dtypes matter, so that a `jax.ShapeDtypeStruct` will do.
+        `attention`; of query, key, value and mask only shapes and dtypes matter: a `jax.ShapeDtypeStruct` will do.
 
     Returns:
       An `Explanation`; printing it says the same in words.

@@ -77,7 +77,9 @@ class Sampling:
 
     def draw(self, logits: jax.Array, seen: jax.Array, rng: jax.Array) -> jax.Array:
         """A token, given logits `[V]` and which tokens the text holds, bool `[V]`."""
-        logits = self.penalized(logits, seen) / self.temperature
+        logits = self.penalized(logits, seen)
+        # from the highest on, so that however low the temperature is, that one remains finite
+        logits = (logits - jnp.max(logits)) / jnp.maximum(self.temperature, jnp.finfo(logits.dtype).tiny)
         return jax.random.categorical(rng, jnp.where(self.kept(logits), logits, -jnp.inf))
 
     def likeliest(self, logits: jax.Array, seen: jax.Array) -> jax.Array:

@@ -252,3 +252,14 @@ def test_a_cache_has_the_dtype_of_the_model():
     cache = half.empty_cache(5, batch=(2,))
     logits, cache = half(np.zeros((2, 3), int), cache=cache)
     assert {x.dtype for x in (logits, cache[0].key, cache[1].value)} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize("batch, T", [((), 0), ((2,), 0), ((0,), 1)])
+def test_nothing_is_appended(batch, T, ring):
+    cache = aj.KVCache.empty(4, 2, 3, batch=batch, ring=ring)
+    new = jnp.ones((*batch, T, 2, 3))
+    for append in (cache.append, jax.jit(lambda *new: cache.append(*new))):
+        after = append(new, new)
+        np.testing.assert_array_equal(after.key, cache.key)
+        np.testing.assert_array_equal(after.length, cache.length + T)

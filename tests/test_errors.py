@@ -277,6 +277,8 @@ REFUSED = {
     "generate.generate: lengths": (lambda: generate(language_model(), [[1, 2]], 3, lengths=[3], rng=jax.random.key(0)), ValueError, "lengths must be from 1 to 2, got 3 to 3"),
     "generate.generate: one length": (lambda: generate(language_model(), [[1, 2]], 3, lengths=3, rng=jax.random.key(0)), ValueError, r"lengths must be integers \[B\] = \[1\]"),
     "generate.generate: stop": (lambda: generate(language_model(), [1], 3, stop=[7], rng=jax.random.key(0)), ValueError, "stop must be from 0 to 4, got 7 to 7"),
+    "KVCache: padding below 0": (lambda: aj.KVCache.empty(4, 2, 8, padding=-3), ValueError, "padding must be at least 0, got -3"),
+    "KVCache: padding of half a token": (lambda: aj.KVCache.empty(4, 2, 8, padding=1.5), TypeError, "padding must be integers"),
     "sampling.Sampling: temperature": (lambda: Sampling(temperature=-0.5).check(), ValueError, "temperature must be at least 0, got -0.5"),
     "sampling.Sampling: top_k": (lambda: Sampling(top_k=0).check(), ValueError, "top_k must be a whole number, at least 1, got 0"),
     "sampling.Sampling: top_p": (lambda: Sampling(top_p=0.0).check(), ValueError, "top_p must be above 0 and at most 1, got 0.0"),

@@ -173,3 +173,10 @@ def test_another_temperature_does_not_compile_anew():
         for top_k in (2, 3):
             generate(MODEL, PROMPT, 2, rng=RNG, sampling=Sampling(temperature=temperature, top_k=top_k))
     assert generation._generate._cache_size() == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-46, 5e-324])
+def test_next_to_temperature_0_the_likeliest_is_drawn(temperature):
+    logits = jnp.array([0.1, 5.0, 4.0, -jnp.inf])
+    draw = Sampling(temperature=temperature, top_p=0.9).draw
+    assert all(draw(logits, jnp.zeros(4, bool), jax.random.key(seed)) == 1 for seed in range(5))
