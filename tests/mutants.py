@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant("blockwise.py", "<= SMALL_BLOCK**2 and H", "> 0 and H", "test_blockwise.py::test_what_counts_as_many_small_blocks"),
     Mutant("blockwise.py", "triangle = min(widths) <= 0.6 * S and", "triangle =", "test_blockwise.py::test_size_of_blocks"),
     Mutant("blocks.py", "some, every = some > 0, every == heads", "some, every = some > 0, every > 0", "test_dot_product.py::test_every_mask -k blockwise"),
-    Mutant("dropout.py", "rows.astype(jnp.uint32) ^ seeds[0]", "(rows - rows[0]).astype(jnp.uint32) ^ seeds[0]", "test_blockwise.py::test_every_block_size"),
+    Mutant("dropout.py", "rows.astype(jnp.uint32) ^ seed[0]", "(rows - rows[0]).astype(jnp.uint32) ^ seed[0]", "test_blockwise.py::test_every_block_size"),
     # scores
     Mutant("score_tree.py", "self.second.apply(self.first.apply(", "self.first.apply(self.second.apply(", "test_all_pairs.py -m slow -k 'then and array'"),
     Mutant("score_rules.py", "rows[:, None] + (self.offset or 0) - columns", "rows[:, None] - (self.offset or 0) - columns", "test_properties.py::test_a_few_cases"),
