@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -56,14 +57,16 @@ def one_after_another() -> Iterator[None]:
     """Wait until no other process is at the beginning of a run, where directories are made and moved aside."""
     try:
         RUNS.mkdir(exist_ok=True)
-        file = (RUNS / ".lock").open("w")
+        held = os.open(RUNS, os.O_RDONLY)
     except OSError:
         yield  # the directory of the run cannot be made either, and says so
         return
-    with file:
+    try:
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(held, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(held)
 
 
 def create(config: schema.Config, tokenizer: Tokenizer) -> Path | None:
