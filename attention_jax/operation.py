@@ -7,11 +7,12 @@ transformation, to any order.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -21,9 +22,12 @@ class Operation(ABC):
 
     outputs: Sequence[jax.ShapeDtypeStruct]
     """What it returns."""
+    partitioned: bool = False
+    """Whether `run` holds what has its own rule for being spread over devices, as a kernel of cuDNN's does."""
 
     def __call__(self, *operands) -> list[jax.Array]:
-        return _primitive.bind(*(vary_like(operand, operands) for operand in operands), operation=self)
+        operands = tuple(vary_like(operand, operands) for operand in operands)
+        return _primitive.bind(*operands, operation=self, holds=_partitioned() if self.partitioned else None)
 
     @abstractmethod
     def run(self, *operands) -> Sequence[jax.Array]:
@@ -64,36 +68,49 @@ def varying(array) -> frozenset:
     return aval.vma if hasattr(aval, "vma") else aval.mat.varying  # before and after jax 0.10
 
 
+@cache
+def _partitioned():
+    """Such a thing, never run. JAX lowers a computation without knowing its devices unless it finds one among its
+    equations, or in a jaxpr that one of them holds; what `run` will trace, it cannot find."""
+    one = custom_partitioning(lambda x: x)
+    one.def_partition(None, sharding_rule="i -> i")
+    return jax.make_jaxpr(one)(jnp.zeros(1))
+
+
 _primitive = Primitive("attention_operation")
 _primitive.multiple_results = True
 
 
-def _run(*operands, operation):
+def _run(*operands, operation, holds):
     return list(operation.run(*operands))
 
 
-def _abstract(*avals, operation):
+def _abstract(*avals, operation, holds):
     def like_outputs(*operands):
         return [vary_like(jnp.zeros(output.shape, output.dtype), operands) for output in operation.outputs]
 
     return jax.make_jaxpr(like_outputs)(*avals).out_avals
 
 
-def _jvp(primals, tangents, *, operation):
+def _jvp(primals, tangents, *, operation, holds):
     known = [None if type(tangent) is ad.Zero else tangent for tangent in tangents]
     return operation.jvp(primals, known)
 
 
-def _transpose(cotangents, *operands, operation):
+def _transpose(cotangents, *operands, operation, holds):
     linear = [ad.is_undefined_primal(operand) for operand in operands]
     known = [None if type(cotangent) is ad.Zero else cotangent for cotangent in cotangents]
     values = [operand.aval if ours else operand for operand, ours in zip(operands, linear, strict=True)]
     return operation.transpose(known, values, linear)
 
 
-_primitive.def_impl(partial(jax.jit, static_argnames="operation")(_run))
+def _batch(operands, axes, *, operation, holds):
+    return operation.batch(operands, axes)
+
+
+_primitive.def_impl(partial(jax.jit, static_argnames=("operation", "holds"))(_run))
 _primitive.def_abstract_eval(_abstract)
 mlir.register_lowering(_primitive, mlir.lower_fun(_run, multiple_results=True))
 ad.primitive_jvps[_primitive] = _jvp
 ad.primitive_transposes[_primitive] = _transpose
-batching.primitive_batchers[_primitive] = lambda operands, axes, *, operation: operation.batch(operands, axes)
+batching.primitive_batchers[_primitive] = _batch

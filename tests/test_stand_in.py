@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.custom_partitioning import custom_partitioning
 
 from attention_jax.backends.stand_in import StandIn
 
@@ -27,8 +28,8 @@ def widen(operands, axes, V):
     return [jnp.broadcast_to(x, (V, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in pairs]
 
 
-def stand_in(x, y):
-    return StandIn(fast, slow, widen, None, (jax.ShapeDtypeStruct(x.shape, x.dtype),))(x, y)[0]
+def stand_in(x, y, fast=fast, partitioned=False):
+    return StandIn(fast, slow, widen, None, (jax.ShapeDtypeStruct(x.shape, x.dtype),), partitioned)(x, y)[0]
 
 
 def assert_close(found, wanted):
@@ -113,3 +114,36 @@ def test_equal_ones_are_traced_once():
     first = len(traced)
     both(Y, X)
     assert first > 0 and len(traced) == first
+
+
+@custom_partitioning
+def tenfold(x):
+    return 10 * x
+
+
+tenfold.def_partition(
+    partition=lambda mesh, args, result: (mesh, lambda x: 10 * x, result.sharding, (args[0].sharding,)),
+    infer_sharding_from_operands=lambda mesh, args, result: args[0].sharding,
+    sharding_rule="i -> i",
+)
+
+
+@jax.custom_vjp
+def spread(x, y):
+    return tenfold(slow(x, y))
+
+
+spread.defvjp(lambda x, y: (spread(x, y), (x, y)), lambda xy, d: jax.vjp(slow, *xy)[1](tenfold(d)))
+
+
+def test_a_fast_function_that_has_to_know_its_devices():
+    """JAX tells them only to what it sees to ask for them: see `operation._partitioned`."""
+
+    def gradients(x, y):
+        output, pull = jax.vjp(partial(stand_in, fast=spread, partitioned=True), x, y)
+        return output, pull(D)
+
+    assert_close(jax.jit(gradients)(X, Y), (fast(X, Y), jax.vjp(fast, X, Y)[1](D)))
+    mapped = jax.jit(jax.vmap(gradients, (0, None)))(jnp.stack([X, D]), Y)
+    wanted = [(fast(x, Y), jax.vjp(fast, x, Y)[1](D)) for x in (X, D)]
+    assert_close(mapped, jax.tree.map(lambda *each: jnp.stack(each), *wanted))

@@ -150,7 +150,7 @@ class Kernel:
         operands = *request.arrays, *map(jnp.asarray, leaves)
         only = here if here in self.platforms else None  # elsewhere it is interpreted
         output = jax.ShapeDtypeStruct(shape, request.query.dtype)
-        return StandIn(fast, slow, Widened(tree), only, (output,))(*operands)[0]
+        return StandIn(fast, slow, Widened(tree), only, (output,), self.partitioned)(*operands)[0]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class StandIn(Operation):
     platform: str | None
     """What `fast` can be compiled for; None for any."""
     outputs: tuple[jax.ShapeDtypeStruct, ...]
+    partitioned: bool = False
 
     def run(self, *operands):
         return [self.either(self.fast, self.slow, operands)]
@@ -59,6 +60,10 @@ class _Derived(Operation):
     of: StandIn
     moving: tuple[int, ...]
     outputs: tuple[jax.ShapeDtypeStruct, ...]
+
+    @property
+    def partitioned(self):
+        return self.of.partitioned
 
     @abstractmethod
     def shapes(self, of: StandIn, primals) -> list[tuple[int, ...]]:
