@@ -12,9 +12,10 @@ from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from attention_jax.arguments import positions_alike
-from attention_jax.backends import KERNELS, Request, platform_of
+from attention_jax.backends import KERNELS, Request
 from attention_jax.blockwise import blockwise_attention, grid_for
 from attention_jax.checks import check_dropout, check_many_heads
+from attention_jax.devices import platform_of
 from attention_jax.dot_product import multi_head_attention_and_lse
 from attention_jax.mask_tree import Mask, as_mask
 from attention_jax.masks import prefix

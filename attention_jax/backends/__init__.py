@@ -8,7 +8,6 @@ see no key.
 from attention_jax.backends.cudnn import CUDNN
 from attention_jax.backends.kernel import Kernel as Kernel
 from attention_jax.backends.kernel import Request as Request
-from attention_jax.backends.kernel import platform_of as platform_of
 from attention_jax.backends.splash import SPLASH
 from attention_jax.backends.tokamax import TOKAMAX
 

@@ -41,6 +41,7 @@ CUDNN = Kernel(
     capability=8.0,
     dtypes=("float16", "bfloat16"),
     masks=(CAUSAL, CAUSAL_WINDOW, LENGTHS),  # it makes an array [T, S] of any other
+    lengths=2,  # its backward pass refuses odd ones
     head_dims=(8, 128),
     value_dim=False,
 )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
+from attention_jax import devices
 from attention_jax.backends import translation
 from attention_jax.backends.stand_in import StandIn
 from attention_jax.blockwise import blockwise_attention
@@ -73,6 +74,8 @@ class Kernel:
     scores: tuple[str, ...] = ()
     capability: float = 0.0
     """The least compute capability of an NVIDIA GPU that it wants."""
+    lengths: int = 1
+    """What T and S must be multiples of."""
     head_dims: tuple[int, int] = (1, 2**31)
     """What H must be a multiple of, and the most it may be."""
     value_dim: bool = True
@@ -88,28 +91,31 @@ class Kernel:
 
     def would_not_help(self, request: Request) -> str | None:
         """Why it is not the one to take; None if it is."""
-        platform = platform_of(request.query)
+        platform = devices.platform_of(request.query)
         return self.lacks(request) if platform in self.platforms else self._elsewhere(platform)
 
     def _lacking(self, request: Request) -> Iterator[str]:
         query, _, value = request.arrays
         head_dim, value_dim, (multiple, most) = query.shape[-1], value.shape[-1], self.head_dims
-        platform, score = platform_of(query), translation.score_kind(request.score)
+        platform, score = devices.platform_of(query), translation.score_kind(request.score)
         if platform not in self.platforms and not self.elsewhere:
             yield self._elsewhere(platform)
         if not _is_installed(self.package):
             yield f"{self.package} is not installed"
-        if platform == "cuda" and float(device_of(query).compute_capability) < self.capability:
-            yield f"it wants compute capability {self.capability}, not {device_of(query).compute_capability}"
+        if platform == "cuda" and float(devices.device_of(query).compute_capability) < self.capability:
+            yield f"it wants compute capability {self.capability}, not {devices.device_of(query).compute_capability}"
         if any(0 in array.shape for array in request.arrays):
             yield "it takes no arrays of size 0"
         if query.dtype.name not in self.dtypes:
             yield f"it takes {' and '.join(self.dtypes)}, not {query.dtype}"
+        T, S = query.shape[-3], value.shape[-3]
+        if T % self.lengths or S % self.lengths:
+            yield f"it takes T and S that are multiples of {self.lengths}, not {T} and {S}"
         if head_dim % multiple or head_dim > most:
             yield f"it takes H that are multiples of {multiple} up to {most}, not {head_dim}"
         if value_dim != head_dim and not self.value_dim:
             yield f"it wants Hv = H, not {value_dim} and {head_dim}"
-        for kind in translation.mask_kinds(request.mask, query.shape[-3], value.shape[-3]):
+        for kind in translation.mask_kinds(request.mask, T, S):
             if kind not in self.masks:
                 yield f"it takes no mask that has {kind}"
         if score is not None and score not in self.scores:
@@ -143,7 +149,7 @@ class Kernel:
         leaves, tree = jax.tree.flatten(rules)
         scale = float(check_scale(request.scale, request.query.shape[-1]))
         soft_cap = float(request.score.cap) if translation.score_kind(request.score) == translation.SOFT_CAP else None  # type: ignore[union-attr]
-        here = platform_of(request.query)
+        here = devices.platform_of(request.query)
         fast = ByKernel(self, tree, soft_cap, scale, request.precision, here)
         slow = ByBlocks(tree, scale, request.precision)
         shape = (*request.query.shape[:-1], request.value.shape[-1])
@@ -224,22 +230,6 @@ class Widened:
             middle = () if batched or axis is None else (*ones, *(1,) * (names == "ts"))  # of a bias [T, S], and heads
             arrays.append(leaf.reshape((*front, *middle, *shape)))
         return arrays
-
-
-def platform_of(array: jax.Array) -> str:
-    """Where it will be computed with: `cpu`, `cuda`, `rocm` or `tpu`."""
-    device = device_of(array)
-    if device.platform != "gpu":
-        return device.platform
-    return "cuda" if "NVIDIA" in device.device_kind else "rocm"
-
-
-def device_of(array: jax.Array) -> jax.Device:
-    """Where it lies; while tracing, where JAX would compute."""
-    if not isinstance(array, jax.core.Tracer):
-        return next(iter(array.devices()))
-    device = jax.config.jax_default_device or jax.devices()[0]  # type: ignore[attr-defined]
-    return jax.devices(device)[0] if isinstance(device, str) else device
 
 
 @cache
