@@ -22,8 +22,11 @@ class Operation(ABC):
 
     outputs: Sequence[jax.ShapeDtypeStruct]
     """What it returns."""
-    partitioned: bool = False
-    """Whether `run` holds what has its own rule for being spread over devices, as a kernel of cuDNN's does."""
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether `run` holds what has its own rule for being spread over devices, as a kernel of cuDNN's does."""
+        return False
 
     def __call__(self, *operands) -> list[jax.Array]:
         operands = tuple(vary_like(operand, operands) for operand in operands)
