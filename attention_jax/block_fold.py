@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import jax
 
-from attention_jax.blocks import Block, Sweep
+from attention_jax.blocks import Sweep
 from attention_jax.operation import vary_like
+from attention_jax.tiles import Block
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,11 @@ class Fold(Sweep):
             return [vary_like(x, operands) for x in self.nothing()]
 
         def step(start, before, blocks):
-            def find(masked):
-                def one_head(block, *operands):
-                    return self.find(block, masked, *operands)
+            def find(tiles):
+                own = self.find, self.axes, self.carried
+                return self.by_tile(*own, start, blocks, tiles, nothing(), lambda _, found: found)
 
-                return list(self.by_head(one_head, self.axes, self.carried, start, blocks))
-
-            found = self.by_kind(start, blocks, nothing(), find)
+            found = self.by_kind("t", start, blocks, find)
             return self.merge(before, found) if before else found, []
 
         first = list if self.grid.steps("s") == 1 else nothing  # a lone block has none before it

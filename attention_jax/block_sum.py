@@ -1,11 +1,13 @@
 """A sum over blocks, which `jvp` and transposition turn into another sum over blocks."""
 
+import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 
-from attention_jax.blocks import Sweep, accumulator, other
+from attention_jax.blocks import Sweep, accumulator
+from attention_jax.tiles import other
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,15 @@ class BlockSum(Sweep):
         inner = [other(self.outer) in axes for axes in self.out_axes]
 
         def step(start, carry, blocks):
-            def terms(masked):
-                def term(block, *operands):
-                    return self.rule.term(block, masked, *operands)
+            def terms(tiles):
+                zeros = self.zeros(operands)
+                whole = [zero.reshape(shape) for zero, shape in zip(zeros, self.block_shapes(), strict=True)]
+                terms = self.by_tile(
+                    self.rule.term, self.axes, self.out_axes, start, blocks, tiles, whole, operator.add
+                )
+                return [term.reshape(zero.shape) for term, zero in zip(terms, zeros, strict=True)]
 
-                terms = self.by_head(term, self.axes, self.out_axes, start, blocks)
-                return [term.reshape(zero.shape) for term, zero in zip(terms, self.zeros(operands), strict=True)]
-
-            terms = self.by_kind(start, blocks, self.zeros(operands), terms)
+            terms = self.by_kind(self.outer, start, blocks, terms)
             carry = [c + t for c, t in zip(carry, _where(terms, inner, False), strict=True)]
             return carry, _where(terms, inner, True)
 
@@ -49,9 +52,8 @@ class BlockSum(Sweep):
     def transpose(self, cotangents, operands, linear):
         moving = tuple(index for index, ours in enumerate(linear) if ours)
         given = tuple(index for index, cotangent in enumerate(cotangents) if cotangent is not None)
-        shapes = [self.grid.head_shape(self.axes[index], operands[index].shape) for index in moving]
-        dtypes = [accumulator(operands[index].dtype) for index in moving]
-        types = tuple(jax.ShapeDtypeStruct(*each) for each in zip(shapes, dtypes, strict=True))
+        linear_ones = [(self.axes[index], operands[index]) for index in moving]
+        types = tuple((*self.grid.head_shape(axes, x.shape), accumulator(x.dtype)) for axes, x in linear_ones)
         rule = Transposed(self.rule, len(self.axes), moving, types, given)
         known = [index for index, ours in enumerate(linear) if not ours]
         turned = replace(
@@ -71,6 +73,14 @@ class _Derived:
     rule: Any
     count: int  # operands of `rule`
     moving: tuple[int, ...]  # those that have tangents, or are linear
+
+    @property
+    def relative(self):
+        return self.rule.relative
+
+    @property
+    def padded(self):
+        return self.rule.padded
 
     def span(self, *args):
         return self.rule.span(*args)
@@ -98,7 +108,8 @@ class Tangent(_Derived):
 class Transposed(_Derived):
     """The transpose of a rule's term in its linear operands: the others come first, then the cotangents `given`."""
 
-    types: tuple[jax.ShapeDtypeStruct, ...]
+    types: tuple[tuple[str, tuple[int, ...], Any], ...]
+    """Axes, shape in a whole block, and dtype of the linear ones."""
     given: tuple[int, ...]
 
     def term(self, block, masked, *operands):
@@ -114,7 +125,8 @@ class Transposed(_Derived):
             terms = self.rule.term(block, masked, *everything)
             return [terms[index] for index in self.given]
 
-        return jax.linear_transpose(linear, *self.types)(list(cotangents))
+        types = [jax.ShapeDtypeStruct(block.shape(*of_block), dtype) for *of_block, dtype in self.types]
+        return jax.linear_transpose(linear, *types)(list(cotangents))
 
 
 def _where(values, which, wanted):

@@ -7,7 +7,8 @@ The axes of every array are named by letters: `b`, `k`, `g`, `t`, `s` as in the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +16,18 @@ from jax import lax
 
 from attention_jax.operation import Operation, vary_like
 from attention_jax.spans import Span, Truth
+from attention_jax.tiles import Block, Tile, Tiles, along_diagonals, cut, joined, other, tiles_at, whole
 
 LETTERS = "xbkgts"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The length of each of the axes `xbkgts`, and how much of it one step takes."""
+    """The length of each of the axes `xbkgts`, how much of it one step takes, and how many queries or keys a tile."""
 
     lengths: tuple[int, ...]
     sizes: tuple[int, ...]
+    tile: int
 
     def length(self, letter: str) -> int:
         return self.lengths[LETTERS.index(letter)]
@@ -43,23 +46,21 @@ class Grid:
         """What one step takes of an array."""
         return [size if a == "." else min(size, self.size(a)) for a, size in zip(axes, shape, strict=True)]
 
-    def head_shape(self, axes: str, shape: Sequence[int]) -> tuple[int, ...]:
-        """What one head has of that."""
+    def head_shape(self, axes: str, shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+        """What one head has of that, and its axes."""
         sizes = zip(axes, self.block_shape(axes, shape), strict=True)
-        return tuple(size for a, size in sizes if a in "ts.")
-
-
-class Block(NamedTuple):
-    """One head's block: which head, and the positions of its queries and keys."""
-
-    head: jax.Array
-    rows: jax.Array
-    columns: jax.Array
+        own = [(a, size) for a, size in sizes if a in "ts."]
+        return "".join(a for a, _ in own), tuple(size for _, size in own)
 
 
 class Rule(Protocol):
     """What is done with a block. Hashable; the arrays come as operands, cut down to the block and to one head, in
     float32 or better."""
+
+    relative: bool
+    """Whether only the distance of two positions says if they count."""
+    padded: bool
+    """Whether the last keys do not count, whatever stands there."""
 
     def span(self, outer: str, first, last, length: int) -> Span:
         """First and last position on the inner axis that matter to positions `first` to `last` of the outer one."""
@@ -141,18 +142,42 @@ class Sweep(Operation):
     def zeros(self, operands) -> list[jax.Array]:
         """A block of each output, without the axes of size 1: XLA may give them another place in a block than in the
         whole array, which it then copies for each block."""
-        outputs = zip(self.out_axes, self.outputs, strict=True)
-        shapes = [(self.grid.block_shape(axes, output.shape), output.dtype) for axes, output in outputs]
-        zeros = [jnp.zeros([size for size in shape if size != 1], accumulator(dtype)) for shape, dtype in shapes]
+        shapes = zip(self.block_shapes(), self.outputs, strict=True)
+        zeros = [
+            jnp.zeros([size for size in shape if size != 1], accumulator(output.dtype)) for shape, output in shapes
+        ]
         return [vary_like(zero, operands) for zero in zeros]
 
-    def by_head(self, fn: Callable, axes, out_axes, start, blocks) -> tuple[jax.Array, ...]:
-        """`fn(block, *operands)` of one head in float32 or better, mapped over the heads and examples of a step; where
-        an output lacks one of their axes, it is summed over it."""
-        blocks = [_widened(block[0] if a.startswith("x") else block) for a, block in zip(axes, blocks, strict=True)]
+    def block_shapes(self) -> list[list[int]]:
+        """What one step takes of each output, without the axis that `vmap` added."""
+        outputs = zip(self.out_axes, self.outputs, strict=True)
+        return [self.grid.block_shape(a, output.shape)[a.startswith("x") :] for a, output in outputs]
+
+    def by_tile(
+        self, fn: Callable, axes, out_axes, start, blocks, tiles: Sequence[Tile], empty, join
+    ) -> list[jax.Array]:
+        """`empty`, the arrays of a block, in which `join(what there is, fn(block, masked, *operands))` has taken the
+        place of each tile; `fn` is of one head, and mapped by `by_head`."""
+        for tile in tiles:
+
+            def one_head(block, *operands, masked=tile.masked):
+                return fn(block, masked, *operands)
+
+            terms = self.by_head(one_head, axes, out_axes, start, blocks, tile)
+            if tile == whole(self.grid, tile.masked):
+                return list(terms)
+            parts = zip(out_axes, empty, terms, strict=True)
+            empty = [joined(a.removeprefix("x"), array, tile, term, join) for a, array, term in parts]
+        return empty
+
+    def by_head(self, fn: Callable, axes, out_axes, start, blocks, tile: Tile) -> tuple[jax.Array, ...]:
+        """`fn(block, *operands)` of one head's tile in float32 or better, mapped over the heads and examples of a step;
+        where an output lacks one of their axes, it is summed over it."""
+        blocks = [block[0] if a.startswith("x") else block for a, block in zip(axes, blocks, strict=True)]
         axes, out_axes = ([a.removeprefix("x") for a in names] for names in (axes, out_axes))
-        rows = start["t"] + jnp.arange(self.grid.size("t"))
-        columns = start["s"] + jnp.arange(self.grid.size("s"))
+        blocks = [_widened(cut(names, block, tile)) for names, block in zip(axes, blocks, strict=True)]
+        rows = start["t"] + tile.t[0] + jnp.arange(tile.t[1])
+        columns = start["s"] + tile.s[0] + jnp.arange(tile.s[1])
         G = self.grid.length("g")
         heads = (start["k"] + jnp.arange(self.grid.size("k")))[:, None] * G + jnp.arange(G)[None, :]
 
@@ -166,9 +191,13 @@ class Sweep(Operation):
             mapped = _over(mapped, letter, self.grid.size(letter), inside, inside_out)
         return mapped(heads, *blocks)
 
-    def by_kind(self, start, blocks, empty, fn: Callable[[bool], Any]):
-        """`empty` for a block in which no pair counts, `fn(masked)` for others."""
+    def by_kind(self, outer: str, start, blocks, fn: Callable[[Tiles], Any]):
+        """`fn` of the tiles in which some pair counts: of none, where nothing does, and of a whole block, where it is
+        not known while tracing which do."""
+        if self.static_kind and all(isinstance(start[a], int) for a in "ts"):
+            return fn(tiles_at(self.rule, self.grid, outer, start, blocks))
         rows, columns = ((start[a], start[a] + self.grid.size(a) - 1) for a in "ts")
+        patterns: list[Tiles] = [(), (whole(self.grid, True),), (whole(self.grid, False),)]
         if self.static_kind:
             some, every = self.rule.some_every(rows, columns, *blocks)
         else:
@@ -177,13 +206,20 @@ class Sweep(Operation):
                 some, every = self.rule.some_every(rows, columns, *operands)
                 return jnp.asarray(some, int), jnp.asarray(every, int)
 
-            some, every = self.by_head(count, self.axes, ("", ""), start, blocks)
+            some, every = self.by_head(count, self.axes, ("", ""), start, blocks, whole(self.grid, True))
             heads = self.grid.size("b") * self.grid.size("k") * self.grid.size("g")
             some, every = some > 0, every == heads
         if some is True and isinstance(every, bool):
-            return fn(not every)
+            return fn(patterns[1 + every])
         kind = jnp.where(some, jnp.where(every, 2, 1), 0)
-        return lax.switch(kind, [lambda: empty, lambda: fn(True), lambda: fn(False)])
+        if self.static_kind and self.rule.relative and self.grid.size("t") == self.grid.size("s"):
+            tiles = along_diagonals(self.rule, self.grid, outer, blocks)
+            patterns += dict.fromkeys(each for each in tiles if each not in patterns)
+            diagonal = (start["t"] - start["s"]) // self.grid.size("s") + self.grid.steps("s") - 1
+            unfilled = (start["s"] + self.grid.size("s") == self.grid.length("s")) & self.rule.padded
+            known = jnp.asarray([patterns.index(each) for each in tiles])[diagonal]
+            kind = jnp.where((kind == 1) & ~unfilled, known, kind)
+        return lax.switch(kind, [partial(fn, tiles) for tiles in patterns])
 
     def batch(self, operands, batched):
         V = next(operand.shape[axis] for operand, axis in zip(operands, batched, strict=True) if axis is not None)
@@ -227,10 +263,6 @@ def accumulator(dtype):
 
 def _widened(array):
     return array.astype(accumulator(array.dtype)) if jnp.issubdtype(array.dtype, jnp.floating) else array
-
-
-def other(letter: str) -> str:
-    return "s" if letter == "t" else "t"
 
 
 def _repeat(low, high, body, state):

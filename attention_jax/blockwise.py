@@ -17,8 +17,9 @@ from jax.typing import ArrayLike
 from attention_jax.axes import by_group
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import Grid, accumulator
-from attention_jax.captured import hoisted
+from attention_jax.captured import hoisted, holds_function
 from attention_jax.checks import check_dropout, check_many_heads, check_scale
+from attention_jax.devices import platform_of
 from attention_jax.dropout import seeds_of_heads
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import vary_like
@@ -26,11 +27,23 @@ from attention_jax.score_tree import Score, check_rules
 from attention_jax.softmax import AttentionRule, Softmax
 from attention_jax.typing import MaskLike, ScoreLike
 
-BLOCK = 512
-SMALL_BLOCK = 256  # XLA gives the product of one such block to one core of a CPU
-NARROW_BLOCK = 128
-SCORES_A_STEP = 2**19  # with more, temporaries pass 32 MiB, which malloc gives back after each call: page faults
-SCORES_AT_ONCE = 2**20  # a problem of no more has all heads and examples in one step
+
+class Sizes(NamedTuple):
+    """How much is done at once."""
+
+    block: int
+    """The most queries and keys in a block; their square is the most scores of a group of heads."""
+    narrow: int
+    """The same, where a query sees few keys."""
+    tile: int
+    """Queries or keys in a piece of a block that the mask cuts through."""
+    step: int
+    """Scores, where there are more than twice as many. On a CPU all arrays of a step should take no more than some 32
+    MiB, which malloc would give back after each call; an accelerator wants to be filled."""
+
+
+CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19)
+ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25)
 
 
 def blockwise_attention(
@@ -62,7 +75,11 @@ def blockwise_attention(
     if 0 in (*batch, T, N, S):
         return jnp.zeros((*batch, T, N, Hv), query.dtype), jnp.full((*batch, N, T), -jnp.inf, accumulator(query.dtype))
     shapes = query.shape, value.shape
-    grid = block_grid(*shapes, block_sizes) if block_sizes else grid_for(mask, *shapes)
+    platform = platform_of(query)
+    if block_sizes:
+        grid = block_grid(*shapes, block_sizes, sizes_for(mask, score, platform))
+    else:
+        grid = grid_for(mask, score, *shapes, platform)
     problem = canonical(query, key, value, mask, score, scale, rate, dropout_rng, precision, grid)
     output, lse = problem.softmax()
     return _by_query(output, T, batch)[..., :Hv].astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
@@ -90,7 +107,7 @@ def weighted_sums(
     """
     *batch, T, N, _ = query.shape
     S, K, Hv = value.shape[-3:]
-    grid = grid_for(mask, query.shape, value.shape)
+    grid = grid_for(mask, score, query.shape, value.shape, platform_of(query))
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
     axes = (*problem.axes, "bkgt"), ("bkgt.", "bkgt")
     sums, total = BlockSum(problem.rule, grid, *axes, problem.outputs(), problem.rule.masks == 0)(
@@ -160,7 +177,7 @@ def canonical(
         queries=T,
         keys=S,
         padded=grid.length("s") != S,
-        many_small=_many_small(grid, H),
+        many_small=platform_of(query) == "cpu" and _many_small(grid, H),
         precision=precision,
     )
     if rate:
@@ -178,44 +195,47 @@ def canonical(
     return Problem(rule, grid, tuple(operands), tuple(axes))
 
 
-def grid_for(mask: Mask | None, query_shape: Sequence[int], value_shape: Sequence[int]) -> Grid:
-    """How the work is cut up under a mask. Small blocks follow its edge more closely; but they want many heads."""
-    small, large = block_sizes_for(mask, query_shape[-3], value_shape[-3])
-    grid = block_grid(query_shape, value_shape, small)
-    return grid if _many_small(grid, query_shape[-1]) else block_grid(query_shape, value_shape, large)
+def sizes_for(mask: Mask | None, score: Score | None, platform: str) -> Sizes:
+    """What suits the platform. Functions are traced for one shape: they have no tiles, but smaller blocks."""
+    sizes = CPU if platform == "cpu" else ACCELERATOR
+    if holds_function(mask) or holds_function(score):
+        return sizes._replace(block=sizes.block // 2, tile=sizes.block)
+    return sizes
 
 
-def block_sizes_for(mask: Mask | None, T: int, S: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The most queries and keys in a block, with many heads a step and with few. They are fewer where the mask lets a
-    query see a narrow band of keys, most of a larger block being outside; and where it hides much in a few blocks, as
-    the causal mask does. With few heads a narrow block has twice as many queries, or it would keep one core busy only.
-    """
+def grid_for(
+    mask: Mask | None, score: Score | None, query_shape: Sequence[int], value_shape: Sequence[int], platform: str
+) -> Grid:
+    """How the work is cut up under a mask and a score: smaller where the mask lets a query see a narrow band of keys,
+    most of a larger block being outside."""
+    T, S, sizes = query_shape[-3], value_shape[-3], sizes_for(mask, score, platform)
     spans = [(0, S - 1)] if mask is None else [mask.columns_of((row, row), S) for row in (T // 2, T - 1)]
-    widths = [max(int(min(last, S - 1) - max(first, 0)) + 1, 1) for first, last in spans]  # of the middle, of the last
-    size = min(max(1 << (max(widths).bit_length() - 1), NARROW_BLOCK), BLOCK) if max(widths) < S else BLOCK
-    triangle = min(widths) <= 0.6 * S and 2 * SMALL_BLOCK <= S <= 4 * SMALL_BLOCK
-    small = min(size, SMALL_BLOCK) if triangle else size
-    return (small, small), (min(2 * size, BLOCK), size)
+    width = max(int(min(last, S - 1) - max(first, 0)) + 1 for first, last in spans)  # in the middle, and at the end
+    narrow = max(1 << (max(width, 1).bit_length() - 1), sizes.narrow)
+    size = sizes.block if width >= S else min(narrow, sizes.block)
+    return block_grid(query_shape, value_shape, (size, size), sizes)
 
 
-def block_grid(query_shape: Sequence[int], value_shape: Sequence[int], block_sizes: tuple[int, int]) -> Grid:
+def block_grid(
+    query_shape: Sequence[int], value_shape: Sequence[int], block_sizes: tuple[int, int], sizes: Sizes
+) -> Grid:
     """How the work is cut up: blocks of at most so many queries and keys, and as many heads and examples a step as keep
     all cores busy."""
     *batch, T, N, _ = query_shape
     S, K, _ = value_shape[-3:]
     B, G = math.prod(batch), N // K
     s = _fit(S, block_sizes[1])
-    t = _fit(T, min(block_sizes[0], max(SCORES_A_STEP // (G * s), 32)))  # a step takes whole groups of heads
-    heads = max((SCORES_A_STEP if B * N * T * S > SCORES_AT_ONCE else SCORES_AT_ONCE) // (t * s), 1)
+    t = _fit(T, min(block_sizes[0], max(sizes.block**2 // (G * s), 32)))  # a step takes whole groups of heads
+    at_once = 2 * sizes.step
+    heads = max((sizes.step if at_once < B * N * T * S else at_once) // (t * s), 1)
     k = _divisor(K, heads // G)
     b = _divisor(B, heads // (G * k))
-    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s))
+    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), sizes.tile)
 
 
 def _many_small(grid: Grid, H: int) -> bool:
     """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels."""
-    one_core = grid.size("t") * grid.size("s") <= SMALL_BLOCK**2 and H <= 128
-    return one_core and math.prod(grid.sizes) >= SCORES_A_STEP // 2
+    return grid.size("t") * grid.size("s") <= 2**16 and H <= 128 and math.prod(grid.sizes) >= 2**18
 
 
 def _by_query(array: jax.Array, T: int, batch: Sequence[int]) -> jax.Array:

@@ -31,6 +31,13 @@ def hoisted(mask: Any, score: Any, grid: Grid, logit: jax.Array) -> tuple[Any, A
     return _hoist(mask, Function, *examples[2:]), _hoist(score, ScoreFunction, *examples)
 
 
+def holds_function(part: Any) -> bool:
+    """Whether there is one in a mask or a score. It is traced for one shape."""
+    if isinstance(part, Function | ScoreFunction):
+        return True
+    return isinstance(part, Mask | Score) and any(holds_function(getattr(part, each.name)) for each in fields(part))  # type: ignore[arg-type]
+
+
 def _hoist(part: Any, kind: Any, *examples: jax.Array) -> Any:
     if part is None:
         return None

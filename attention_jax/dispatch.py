@@ -197,7 +197,7 @@ def _choose(request: Request, implementation: str | None) -> _Choice:
         if problem is None:
             return _Choice(name, f"it is the fastest on {platform_of(request.query)} of those that can", passed_over)
         passed_over[name] = problem
-    # By `python -m benchmarks attention` on 2 CPU cores, blockwise takes 0.2 to 0.8 of the reference's time, forward
+    # By `python -m benchmarks attention` on 2 CPU cores, blockwise takes 0.1 to 0.9 of the reference's time, forward
     # and backward, at all that were measured. A problem of one block has no loop: it is the plain path.
     T, S = request.query.shape[-3], request.key.shape[-3]
     reason = f"it is the faster of ours for {T} queries x {S} keys, as for all that were measured"
@@ -303,7 +303,8 @@ def _blocks(request: Request, implementation: str) -> _Blocks:
         return None, None, None, None
     if implementation == "reference":
         return 1, 0, int(request.mask is None), (T, S)
-    grid = grid_for(request.mask, request.query.shape, request.value.shape)
+    shapes = request.query.shape, request.value.shape
+    grid = grid_for(request.mask, request.score, *shapes, platform_of(request.query))
     size, rows, columns = (grid.size("t"), grid.size("s")), grid.steps("t"), grid.steps("s")
     return rows * columns, *_count(request.mask, size, rows, columns, S), size
 

@@ -14,6 +14,7 @@ from attention_jax.spans import Span, Truth
 @node
 class Causal(Mask):
     offset: int | None = static()
+    relative = True
 
     def at(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
         return columns[None, :] <= rows[:, None] + (self.offset or 0)
@@ -40,6 +41,7 @@ class Window(Mask):
     left: int = static()
     right: int = static()
     offset: int | None = static()
+    relative = True
 
     def at(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
         distance = columns[None, :] - rows[:, None] - (self.offset or 0)

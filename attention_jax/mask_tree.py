@@ -60,6 +60,11 @@ class Mask:
         """
         return True, False
 
+    @property
+    def relative(self) -> bool:
+        """Whether only the distance of a query and a key decides."""
+        return False
+
     def columns_of(self, rows: Span, S: int) -> Span:
         """First and last key that some of these queries may see; both may lie outside 0 .. S-1."""
         return 0, S - 1
@@ -221,6 +226,10 @@ class Pair(Mask):
     def axes(self) -> list[str]:
         return self.left.axes() + self.right.axes()
 
+    @property
+    def relative(self) -> bool:
+        return self.left.relative and self.right.relative
+
     def check(self, T: int, S: int) -> None:
         self.left.check(T, S)
         self.right.check(T, S)
@@ -304,6 +313,10 @@ class Not(Mask):
     def some_every(self, rows: Span, columns: Span) -> tuple[Truth, Truth]:
         some, every = self.mask.some_every(rows, columns)
         return negation(every), negation(some)
+
+    @property
+    def relative(self) -> bool:
+        return self.mask.relative
 
     def check(self, T: int, S: int) -> None:
         self.mask.check(T, S)

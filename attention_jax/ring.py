@@ -21,6 +21,7 @@ from attention_jax.blocks import accumulator
 from attention_jax.blockwise import blockwise_attention, grid_for, weighted_sums
 from attention_jax.captured import hoisted
 from attention_jax.checks import check_many_heads, check_scale
+from attention_jax.devices import platform_of
 from attention_jax.mask_tree import Placed
 from attention_jax.masks import prefix
 from attention_jax.node import node
@@ -88,7 +89,9 @@ def ring_attention(
     mask = Local(~prefix(0) if mask is None else mask, queries, keys)
     score = None if score is None else LocalScore(score, queries, keys)
     here = (*batch, T // parts, N, H), (*batch, S // parts, *value.shape[-2:])
-    mask, score = hoisted(mask, score, grid_for(mask, *here), jnp.zeros((), accumulator(query.dtype)))
+    mask, score = hoisted(
+        mask, score, grid_for(mask, score, *here, platform_of(query)), jnp.zeros((), accumulator(query.dtype))
+    )
     scale = jnp.asarray(check_scale(scale, H), accumulator(query.dtype))
     leaves, tree = jax.tree.flatten((mask, score, scale))
     letters = [*mask.axes(), *([] if score is None else score.axes()), ""]

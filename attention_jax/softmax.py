@@ -42,6 +42,11 @@ class AttentionRule:
     precision: Any
 
     @property
+    def relative(self) -> bool:
+        mask = jax.tree.unflatten(self.mask, [None] * self.masks)
+        return mask is not None and mask.relative
+
+    @property
     def scoreless(self) -> bool:
         return self.score == jax.tree.structure(None)
 

@@ -21,6 +21,7 @@ from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import accumulator
 from attention_jax.blockwise import canonical, canonical_array, grid_for, pad
 from attention_jax.checks import check_many_heads
+from attention_jax.devices import platform_of
 from attention_jax.dispatch import placed
 from attention_jax.score_tree import check_rules
 from attention_jax.softmax import AttentionRule, finite_or_zero
@@ -98,7 +99,7 @@ def attention_statistics(
         return _of_nothing(batch, N, T, S, top_k, accumulator(query.dtype), tokens is not None)
 
     value = jnp.zeros((*key.shape[:-1], 1), key.dtype)
-    grid = grid_for(mask, query.shape, value.shape)
+    grid = grid_for(mask, score, query.shape, value.shape, platform_of(query))
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
     if lse is not None and jnp.shape(lse) != (*batch, N, T):
         raise ValueError(f"lse must be [*B, N, T] = {[*batch, N, T]}, got {list(jnp.shape(lse))}")
@@ -141,6 +142,14 @@ class StatisticsRule:
     whether there is one before it."""
 
     attention: AttentionRule
+
+    @property
+    def relative(self):
+        return self.attention.relative
+
+    @property
+    def padded(self):
+        return self.attention.padded
 
     def span(self, *args):
         return self.attention.span(*args)

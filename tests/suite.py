@@ -17,22 +17,24 @@ from attention_jax import (
     segments,
     sliding_window,
 )
-from attention_jax.blockwise import blockwise_attention
+from attention_jax.blockwise import CPU, blockwise_attention
 
 # `multi_head_attention` compiled as one, which is faster to test than operation by operation
 attend = jax.jit(multi_head_attention, static_argnames=("dropout_rate", "precision"))
 
 
-def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), **options):
-    """Blocks so small that even these cases have several, some of them empty and some full."""
+def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), tile=3, **options):
+    """Blocks so small that even these cases have several, some of them empty and some full, and tiles of a block that
+    a mask cuts through."""
     score = score if bias is None else scores.bias(bias)
-    return blockwise_attention(query, key, value, score=score, block_sizes=block_sizes, **options)[0]
+    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(tile=tile)):
+        return blockwise_attention(query, key, value, score=score, block_sizes=block_sizes, **options)[0]
 
 
 def many_small_blocks(*arrays, **options):
-    """As `blockwise`, with the products of a step that has many heads."""
+    """As `blockwise`, with the products of a step that has many heads; and square, which says more of their tiles."""
     with mock.patch("attention_jax.blockwise._many_small", return_value=True):
-        return blockwise(*arrays, **options)
+        return blockwise(*arrays, **{"block_sizes": (6, 6), "tile": 4, **options})
 
 
 IMPLEMENTATIONS = {

@@ -128,7 +128,7 @@ def test_case(case):
         run = {
             name: jax.jit(partial(modes, implementation))(*inputs)
             for name, implementation in {
-                "reference": suite.multi_head_attention, "blockwise": partial(suite.blockwise, block_sizes=(3, 2)),
+                "reference": suite.multi_head_attention, "blockwise": partial(suite.blockwise, block_sizes=(4, 4), tile=2),
             }.items()
         }  # fmt: skip
         kept = np.asarray(dropped_ones(shape, rate))

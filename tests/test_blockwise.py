@@ -13,8 +13,9 @@ from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
-from attention_jax.blockwise import _many_small, blockwise_attention, grid_for
+from attention_jax.blockwise import CPU, _many_small, block_grid, blockwise_attention, canonical, grid_for
 from attention_jax.score_rules import relative_bucket
+from attention_jax.tiles import tiles_at
 
 SHAPE = (13, 17, 4, 2, 8, 5, (2,))
 IDS = suite.segment_ids((2,), 13, 1), suite.segment_ids((2,), 17, 2)
@@ -106,10 +107,12 @@ def test_every_block_size(block_sizes, arrays):
     )
 
 
-def test_what_fills_the_last_block_is_never_seen(arrays):
+@pytest.mark.parametrize("mask", [None, aj.causal(offset=6)], ids=str)
+def test_what_fills_the_last_block_is_never_seen(arrays, mask):
+    """Nor where the mask shows all of a tile in other blocks that stand as far from their queries."""
     query, key, value, _ = arrays
-    ours = blockwise_attention(query, key, value, block_sizes=(4, 4))[0]
-    suite.close(ours, aj.multi_head_attention(query, key, value))
+    ours = suite.blockwise(query, key, value, mask=mask, block_sizes=(4, 4), tile=2)
+    suite.close(ours, aj.multi_head_attention(query, key, value, mask=mask))
 
 
 @pytest.mark.parametrize(
@@ -366,51 +369,115 @@ def test_what_a_mask_does_to_an_only_block_is_known_in_a_loop_over_heads():
     assert "stablehlo.case" not in program
 
 
-@pytest.mark.parametrize("mask, length, few_heads, many_heads", [
-    (aj.sliding_window(0, 0), 4096, (256, 128), (128, 128)),
-    (aj.sliding_window(200, 0), 4096, (256, 128), (128, 128)),
-    (aj.sliding_window(256, 0), 4096, (512, 256), (256, 256)),
-    (aj.sliding_window(700, 0), 4096, (512, 512), (512, 512)),
-    (aj.causal(), 512, (512, 512), (256, 256)),
-    (aj.causal(), 1024, (512, 512), (256, 256)),
-    (aj.causal(), 2048, (512, 512), (512, 512)),
-    (aj.causal() & aj.segments(np.zeros(1000, int)), 1000, (500, 500), (250, 250)),
-    (aj.causal(), 300, (300, 300), (300, 300)),
-    (aj.causal() | aj.prefix(1000), 1024, (512, 512), (512, 512)),
-    (aj.causal() & aj.sliding_window(600, 0), 1024, (512, 512), (256, 256)),
-    (aj.sliding_window(600, 0), 1024, (512, 512), (256, 256)),
-    (None, 1024, (512, 512), (512, 512)),
+@pytest.mark.parametrize("mask, length, on_cpu, on_gpu", [
+    (aj.sliding_window(0, 0), 4096, 256, 1024),
+    (aj.sliding_window(256, 0), 4096, 256, 1024),
+    (aj.sliding_window(700, 0), 4096, 512, 1024),
+    (aj.sliding_window(3000, 0), 4096, 1024, 2048),
+    (aj.causal() & aj.sliding_window(600, 0), 1024, 512, 1024),
+    (aj.causal() & aj.segments(np.zeros(1500, int)), 1500, 750, 1500),
+    (aj.causal(), 300, 300, 300),
+    (None, 4096, 1024, 2048),
 ])  # fmt: skip
-def test_size_of_blocks(mask, length, few_heads, many_heads):
-    for heads, channels, sizes in ((2, 64, few_heads), (32, 64, many_heads), (32, 256, few_heads)):
-        grid = grid_for(mask, (length, heads, channels), (length, heads, channels))
-        assert (grid.size("t"), grid.size("s")) == sizes
+def test_size_of_blocks(mask, length, on_cpu, on_gpu):
+    for platform, size in (("cpu", on_cpu), ("cuda", on_gpu), ("tpu", on_gpu)):
+        grid = grid_for(mask, None, (length, 2, 64), (length, 2, 64), platform)
+        assert (grid.size("t"), grid.size("s")) == (size, size)
+
+
+@pytest.mark.parametrize("shape, platform, heads", [
+    ((1, 4096, 8, 64), "cpu", 1),
+    ((8, 256, 8, 64), "cpu", 8),
+    ((16, 128, 4, 32), "cpu", 64),
+    ((2, 4096, 16, 64), "cuda", 8),
+    ((2, 1024, 16, 64), "tpu", 32),
+])  # fmt: skip
+def test_heads_and_examples_in_a_step(shape, platform, heads):
+    grid = grid_for(aj.causal(), None, shape, shape, platform)
+    assert grid.size("b") * grid.size("k") * grid.size("g") == heads
 
 
 def test_a_chunk_of_queries_that_sees_nearly_all_keys_has_large_blocks():
-    grid = grid_for(aj.causal(offset=1008), (8, 16, 64, 64), (8, 1024, 64, 64))
-    assert (grid.size("t"), grid.size("s")) == (16, 512)
+    grid = grid_for(aj.causal(offset=1008), None, (8, 16, 64, 64), (8, 1024, 64, 64), "cpu")
+    assert (grid.size("t"), grid.size("s")) == (16, 1024)
 
 
 def test_what_counts_as_many_small_blocks():
-    """The steps are of 16 heads of 128 x 128 each, 8 of 256 x 256, 2 of 512 x 512 and 4 of 128 x 128."""
+    """The steps are of 16 heads of 128 x 128 each, 8 of 256 x 256, 4 of 512 x 512 and 4 of 128 x 128."""
     lengths = {(16, 128): True, (8, 256): True, (32, 512): False, (4, 128): False}
     for (heads, length), many in lengths.items():
         shape = length, heads, 64
-        assert _many_small(grid_for(None, shape, shape), 64) == many
+        assert _many_small(grid_for(None, None, shape, shape, "cpu"), 64) == many
+
+
+def area(tiles, masked):
+    return sum(tile.t[1] * tile.s[1] for tile in tiles if tile.masked == masked)
+
+
+@pytest.mark.parametrize("outer", ["t", "s"])
+@pytest.mark.parametrize("mask, start, masked, unmasked", [
+    (aj.causal(), (0, 0), 2 * (2 + 4 + 6 + 8), 0),
+    (aj.causal(), (8, 0), 0, 64),
+    (aj.causal(), (0, 8), 0, 0),
+    (aj.causal(offset=2), (0, 0), 2 * (4 + 6) + 4 * 8, 0),
+    (aj.sliding_window(1, 0), (0, 0), 2 * (2 + 3 * 4), 0),
+    (aj.sliding_window(1, 0), (8, 0), 2 * 2, 0),
+    (aj.causal() & aj.prefix(3), (0, 0), 2 * 2 + 6 * 4, 0),
+    (aj.prefix(3), (0, 8), 0, 0),
+    (None, (0, 0), 0, 64),
+])  # fmt: skip
+def test_tiles_hold_what_a_mask_shows(mask, start, masked, unmasked, outer):
+    """They cover every pair that is seen, once, and no more than what is counted here of what is not."""
+    grid = block_grid((16, 1, 4), (16, 1, 4), (8, 8), CPU._replace(tile=2))
+    problem = canonical(*3 * [jnp.ones((16, 1, 4))], mask, None, None, 0.0, None, None, grid)
+    tiles = tiles_at(problem.rule, grid, outer, dict(zip("ts", start, strict=True)), [])
+    assert (area(tiles, True), area(tiles, False)) == (masked, unmasked)
+    covered = np.zeros((8, 8), int)
+    for (t, rows), (s, columns), full in tiles:
+        covered[t : t + rows, s : s + columns] += 1
+        inside = seen_of(mask)[start[0] + t : start[0] + t + rows, start[1] + s : start[1] + s + columns]
+        assert full or inside.all()
+    here = seen_of(mask)[start[0] : start[0] + 8, start[1] : start[1] + 8]
+    assert covered.max(initial=0) <= 1 and (covered >= here).all()
+
+
+def seen_of(mask):
+    return np.ones((16, 16), bool) if mask is None else np.asarray(mask.to_array(16, 16))
+
+
+def test_a_block_on_the_diagonal_is_cut_where_its_place_is_not_known():
+    """Of many blocks those on the diagonal have tiles of their own, as much as the causal mask shows of them."""
+    x = jax.ShapeDtypeStruct((32, 1, 4), jnp.float32)
+    attend = partial(suite.blockwise, mask=aj.causal(), block_sizes=(8, 8), tile=2)
+    program = jax.jit(attend).lower(x, x, x).as_text()
+    assert all(f"tensor<2x{width}xf32>" in program for width in (2, 4, 6, 8))
+    assert "tensor<8x8xf32>" in program
+
+
+def test_functions_have_no_tiles():
+    """They are traced for whole blocks."""
+    x = jnp.arange(96.0).reshape(24, 1, 4) / 96
+    score = scores.soft_cap(3.0) >> scores.score_from_function(lambda logit, head, t, s: logit * 2 + t)
+    mask = aj.causal() & aj.mask_from_function(lambda t, s: (t - s) % 3 != 1)
+    ours = suite.blockwise(x, x, x, mask=mask, score=score, block_sizes=(8, 8), tile=2)
+    suite.close(ours, aj.multi_head_attention(x, x, x, mask=mask, score=score))
+    for platform, sizes in (("cpu", 512), ("cuda", 1024)):
+        for part in ({"mask": mask, "score": None}, {"mask": aj.causal(), "score": score}):
+            grid = grid_for(part["mask"], part["score"], (4096, 1, 4), (4096, 1, 4), platform)
+            assert (grid.size("t"), grid.size("s")) == (sizes, sizes) and grid.tile >= sizes
 
 
 @pytest.mark.parametrize("mask, skipped, unmasked", [
-    (None, 0, 64),
-    (aj.causal(), 28, 28),
-    (aj.sliding_window(511, 0), 49, 0),
-    (aj.causal() | aj.prefix(512), 28, 29),
+    (None, 0, 16),
+    (aj.causal(), 6, 6),
+    (aj.sliding_window(1023, 0), 9, 0),
+    (aj.causal() | aj.prefix(1024), 6, 7),
     (aj.segments(np.zeros(4096, int)), None, None),
 ])  # fmt: skip
 def test_explain_counts_blocks(mask, skipped, unmasked):
     x = jnp.zeros((4096, 1, 4))
     plan = aj.explain(x, x, x, mask=mask)
-    assert (plan.implementation, plan.block_size, plan.blocks) == ("blockwise", (512, 512), 64)
+    assert (plan.implementation, plan.block_size, plan.blocks) == ("blockwise", (1024, 1024), 16)
     assert (plan.skipped, plan.unmasked) == (skipped, unmasked)
     assert ("run time" if skipped is None else f"{skipped} skipped") in str(plan)
     assert 0 < plan.temporary_bytes < 50 * 2**20

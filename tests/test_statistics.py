@@ -32,7 +32,10 @@ MASKS = {
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(ours, "grid_for", lambda mask, *shapes: blockwise.block_grid(*shapes, (8, 5)))
+    sizes = (6, 6), blockwise.CPU._replace(tile=4)
+    monkeypatch.setattr(
+        ours, "grid_for", lambda mask, score, query, value, platform: blockwise.block_grid(query, value, *sizes)
+    )
 
 
 def check(statistics: AttentionStatistics, true: dict, tolerance=3e-6):

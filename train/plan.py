@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tyro
 
-from attention_jax.blockwise import SCORES_AT_ONCE
+from attention_jax.blockwise import CPU
 from configs import PRESETS
 from configs.schema import Config, Model
 from train.__main__ import take_preset
@@ -69,7 +69,7 @@ def plan(config: Config, vocab: int) -> Plan:
     tokens = config.data.batch_size // parts // data * model.context_length
     activations = round(FLOAT * tokens * model.embed_dim * kept(model, tensor))
     scores = tokens * model.context_length * model.num_heads // tensor
-    attention = 3 * FLOAT * min(scores, SCORES_AT_ONCE)
+    attention = 3 * FLOAT * min(scores, 2 * CPU.step)
     logits, gradients = 2 * FLOAT * tokens * vocab, FLOAT * held
     stacked = gradients if model.scan else 0  # else they take the room of activations that are used up
     state = (4 if config.optimizer.ema_decay else 3) * FLOAT * held

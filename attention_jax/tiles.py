@@ -1,0 +1,99 @@
+"""How a mask cuts a block into tiles, of which it shows none, some pairs, or all.
+
+Where it is known while tracing which pairs of a block count, the block is cut along its outer axis, and each piece
+keeps only so much of the other axis as the mask shows it: of a block on the causal diagonal little more than half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+from jax import lax
+
+if TYPE_CHECKING:
+    from attention_jax.blocks import Grid
+
+
+class Tile(NamedTuple):
+    """A piece of a block."""
+
+    t: tuple[int, int]
+    """Its first query in the block, and how many."""
+    s: tuple[int, int]
+    """Its first key, and how many."""
+    masked: bool
+    """Whether some pair does not count."""
+
+
+class Block(NamedTuple):
+    """One head's tile: which head, and the positions of its queries and keys."""
+
+    head: jax.Array
+    rows: jax.Array
+    columns: jax.Array
+
+    def shape(self, axes: str, of_block: Sequence[int]) -> list[int]:
+        """What it has of an array whose shape in the whole block is given."""
+        here = {"t": len(self.rows), "s": len(self.columns)}
+        return [here.get(a, size) if size != 1 else 1 for a, size in zip(axes, of_block, strict=True)]
+
+
+Tiles = tuple[Tile, ...]
+
+
+def other(letter: str) -> str:
+    return "s" if letter == "t" else "t"
+
+
+def whole(grid: Grid, masked: bool) -> Tile:
+    """All of a block."""
+    return Tile((0, grid.size("t")), (0, grid.size("s")), masked)
+
+
+def tiles_at(rule: Any, grid: Grid, outer: str, start: dict[str, int], operands: Sequence[jax.Array]) -> Tiles:
+    """The tiles of the block that begins there, cut along the outer axis."""
+    inner, ranges = other(outer), list[tuple[tuple[int, int], tuple[int, int]]]()
+    for first in range(0, grid.size(outer), grid.tile):
+        count = min(grid.tile, grid.size(outer) - first)
+        rows = start[outer] + first, start[outer] + first + count - 1
+        low, high = (int(each) - start[inner] for each in rule.span(outer, *rows, grid.length(inner)))
+        low, high = max(low, 0) // grid.tile * grid.tile, min(-(-(high + 1) // grid.tile) * grid.tile, grid.size(inner))
+        if ranges and ranges[-1][1] == (low, high):  # as much as the piece before
+            first, count = ranges[-1][0][0], ranges.pop()[0][1] + count
+        ranges.append(((first, count), (low, high)))
+
+    tiles = []
+    for along, (low, high) in ranges:
+        piece = {outer: along, inner: (low, high - low)}
+        rows, columns = ((start[a] + piece[a][0], start[a] + sum(piece[a]) - 1) for a in "ts")
+        some, every = rule.some_every(rows, columns, *operands)
+        if some and low < high:
+            tiles.append(Tile(piece["t"], piece["s"], not every))
+    return tuple(tiles)
+
+
+def along_diagonals(rule: Any, grid: Grid, outer: str, operands: Sequence[jax.Array]) -> list[Tiles]:
+    """The tiles of square blocks by how many blocks a query stands after a key, from 1 - the blocks of keys on, where
+    only the distance of two positions matters: those of the first block of each diagonal."""
+    size, firsts = grid.size("t"), range(1 - grid.steps("s"), grid.steps("t"))
+    starts = [{"t": max(d, 0) * size, "s": max(-d, 0) * size} for d in firsts]
+    return [tiles_at(rule, grid, outer, start, operands) for start in starts]
+
+
+def cut(axes: str, array: jax.Array, tile: Tile) -> jax.Array:
+    """What a tile has of a block's array."""
+    for axis, a in enumerate(axes):
+        if a in "ts" and array.shape[axis] != 1:
+            first, count = tile.t if a == "t" else tile.s
+            array = lax.slice_in_dim(array, first, first + count, axis=axis)
+    return array
+
+
+def joined(axes: str, array: jax.Array, tile: Tile, term: jax.Array, join: Any) -> jax.Array:
+    """A block's array, with `join(what there is, term)` in the place of a tile."""
+    places = {"t": tile.t[0], "s": tile.s[0]}
+    first = [places.get(a, 0) if size != 1 else 0 for a, size in zip(axes, array.shape, strict=True)]
+    last = [start + size for start, size in zip(first, term.shape, strict=True)]
+    return lax.dynamic_update_slice(array, join(lax.slice(array, first, last), term), first)
