@@ -34,7 +34,7 @@ def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), t
 def many_small_blocks(*arrays, **options):
     """As `blockwise`, with the products of a step that has many heads; and square, which says more of their tiles."""
     with mock.patch("attention_jax.blockwise._many_small", return_value=True):
-        return blockwise(*arrays, **{"block_sizes": (6, 6), "tile": 4, **options})
+        return blockwise(*arrays, **{"block_sizes": (7, 7), "tile": 4, **options})
 
 
 IMPLEMENTATIONS = {
