@@ -36,7 +36,8 @@ class Sizes(NamedTuple):
     narrow: int
     """The same, where a query sees few keys."""
     tile: int
-    """Queries or keys in a piece of a block that the mask cuts through."""
+    """Queries or keys in a piece of a block that the mask cuts through, or a multiple, so that pieces are 4 at most: it
+    takes as long to compile each as to compile a block."""
     step: int
     """Scores, where there are more than twice as many. On a CPU all arrays of a step should take no more than some 32
     MiB, which malloc would give back after each call; an accelerator wants to be filled."""
@@ -230,7 +231,8 @@ def block_grid(
     heads = max((sizes.step if at_once < B * N * T * S else at_once) // (t * s), 1)
     k = _divisor(K, heads // G)
     b = _divisor(B, heads // (G * k))
-    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), sizes.tile)
+    tile = sizes.tile * -(-max(t, s) // (4 * sizes.tile))
+    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), tile)
 
 
 def _many_small(grid: Grid, H: int) -> bool:

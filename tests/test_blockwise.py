@@ -397,6 +397,14 @@ def test_heads_and_examples_in_a_step(shape, platform, heads):
     assert grid.size("b") * grid.size("k") * grid.size("g") == heads
 
 
+@pytest.mark.parametrize("length, platform, tile", [
+    (64, "cpu", 128), (300, "cpu", 128), (1024, "cpu", 256), (1500, "cpu", 256), (4096, "cuda", 512),
+])  # fmt: skip
+def test_pieces_of_a_block_are_4_at_most(length, platform, tile):
+    shape = length, 2, 64
+    assert grid_for(aj.causal(), None, shape, shape, platform).tile == tile
+
+
 def test_a_chunk_of_queries_that_sees_nearly_all_keys_has_large_blocks():
     grid = grid_for(aj.causal(offset=1008), None, (8, 16, 64, 64), (8, 1024, 64, 64), "cpu")
     assert (grid.size("t"), grid.size("s")) == (16, 1024)
