@@ -46,7 +46,11 @@ def _hoist(part: Any, kind: Any, *examples: jax.Array) -> Any:
             return part
         # by a function of its own: for one it has seen, JAX would remember what that had captured then
         closed = jax.make_jaxpr(lambda *inputs: part.call(*inputs))(*examples)
-        traced = Traced(_weak(part.fn), f"{closed.jaxpr} {_digest(closed.jaxpr)}", varying(examples[0]), closed.jaxpr)
+        # once more, with what it has captured as inputs: from jax 0.12 on, a jaxpr holds its constants itself
+        opened = jax.make_jaxpr(lambda captured, *inputs: jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, captured))(*inputs))
+        jaxpr = opened(closed.consts, *examples)
+        text = f"{jaxpr} {_digest(jaxpr.jaxpr)}"
+        traced = Traced(_weak(part.fn), text, varying(examples[0]), len(closed.consts), jaxpr)
         return replace(part, fn=traced, captured=tuple(closed.consts))
     children = {
         field.name: _hoist(child, kind, *examples)
@@ -64,23 +68,23 @@ class Traced:
     fn: Any
     text: str
     axes: frozenset  # those of a mesh over which its inputs varied when it was traced
+    count: int  # arrays that it captured
     jaxpr: Any = field(compare=False)
 
     def __call__(self, *operands: jax.Array) -> jax.Array:
-        count = len(self.jaxpr.constvars)
-        variables = zip(self.jaxpr.constvars, operands[:count], strict=True)
+        variables = zip(self.jaxpr.jaxpr.invars[: self.count], operands[: self.count], strict=True)
         captured = [array.astype(variable.aval.dtype) for variable, array in variables]
+        inputs = [*captured, *operands[self.count :]]
         axes = self.axes.union(*map(varying, operands))
         if axes:
-            captured, inputs = ([vary(x, axes) for x in each] for each in (captured, operands[count:]))
-            return _evaluate(self.jaxpr, captured, inputs)[0]
-        return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, captured))(*operands[count:])[0]
+            return _evaluate(self.jaxpr.jaxpr, self.jaxpr.consts, [vary(x, axes) for x in inputs])[0]
+        return jaxpr_as_fun(self.jaxpr)(*inputs)[0]
 
 
-def _evaluate(jaxpr: Jaxpr, captured: Sequence[jax.Array], operands: Sequence[jax.Array]) -> list[jax.Array]:
+def _evaluate(jaxpr: Jaxpr, constants: Sequence[jax.Array], operands: Sequence[jax.Array]) -> list[jax.Array]:
     """The outputs, inside `jax.shard_map` with its checks: what is constant where the function was traced may vary over
     mesh axes here, and what meets it is made to."""
-    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*captured, *operands), strict=True))
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *operands), strict=True))
 
     def read(variable: Any) -> Any:
         return variable.val if isinstance(variable, Literal) else values[variable]

@@ -56,7 +56,7 @@ MUTANTS = [
     Mutant("softmax.py", "jnp.minimum(block.columns, self.keys - 1)", "block.columns", "test_edges.py::test_what_fills_the_last_block_has_no_slope_of_its_own"),
     Mutant("captured.py", "make_jaxpr(lambda *inputs: part.call(*inputs))", "make_jaxpr(part.fn)", "test_edges.py::test_a_function_reads_what_it_has_captured_at_each_call"),
     Mutant("captured.py", "        if axes:", "        if False:", "test_edges.py::test_functions_inside_a_checked_shard_map -k arithmetic"),
-    Mutant("captured.py", "{_digest(closed.jaxpr)}", "-", "test_edges.py::test_a_change_that_a_jit_inside_hides_is_seen"),
+    Mutant("captured.py", "{_digest(jaxpr.jaxpr)}", "-", "test_edges.py::test_a_change_that_a_jit_inside_hides_is_seen"),
     Mutant("captured.py", "Traced(_weak(part.fn)", "Traced(part.fn", "test_edges.py::test_what_a_function_has_captured_is_let_go"),
     Mutant("softmax.py", "return some, every & (columns[1] < self.keys) if self.padded else every", "return some, every", "test_blockwise.py::test_what_fills_the_last_block_is_never_seen"),
     Mutant("softmax.py", "d_weights = d_weights if d_total is None else d_weights + d_total[:, None]", "pass", "test_dot_product.py::test_every_mask -k blockwise"),
