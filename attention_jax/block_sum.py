@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from attention_jax.blocks import Sweep, accumulator
 from attention_jax.tiles import other
@@ -55,16 +56,20 @@ class BlockSum(Sweep):
         linear_ones = [(self.axes[index], operands[index]) for index in moving]
         types = tuple((*self.grid.head_shape(axes, x.shape), accumulator(x.dtype)) for axes, x in linear_ones)
         rule = Transposed(self.rule, len(self.axes), moving, types, given)
-        known = [index for index, ours in enumerate(linear) if not ours]
+        known = [(self.axes[index], operands[index]) for index, ours in enumerate(linear) if not ours]
+        known += [(self.out_axes[index], cotangents[index]) for index in given]
+        if self.grid.steps(self.outer) == 1:
+            known = [_in_one_place(*each) for each in known]
+        axes, arrays = zip(*known, strict=True)
         turned = replace(
             self,
             rule=rule,
-            axes=(*(self.axes[index] for index in known), *(self.out_axes[index] for index in given)),
+            axes=axes,
             out_axes=tuple(self.axes[index] for index in moving),
             outputs=tuple(jax.ShapeDtypeStruct(operands[index].shape, operands[index].dtype) for index in moving),
             outer=other(self.outer),
         )
-        results = iter(turned(*(operands[index] for index in known), *(cotangents[index] for index in given)))
+        results = iter(turned(*arrays))
         return [next(results) if ours else None for ours in linear]
 
 
@@ -127,6 +132,13 @@ class Transposed(_Derived):
 
         types = [jax.ShapeDtypeStruct(block.shape(*of_block), dtype) for *of_block, dtype in self.types]
         return jax.linear_transpose(linear, *types)(list(cotangents))
+
+
+def _in_one_place(axes: str, array: jax.Array) -> tuple[str, jax.Array]:
+    """With the axes of heads first. A lone block XLA transposes while it cuts it, for `AttentionRule`'s products, and
+    that is slow on a CPU from rows that stand apart."""
+    order = sorted(range(len(axes)), key=lambda axis: axes[axis] not in "xbkg")
+    return "".join(axes[axis] for axis in order), jnp.transpose(array, order)
 
 
 def _where(values, which, wanted):

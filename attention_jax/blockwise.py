@@ -83,7 +83,7 @@ def blockwise_attention(
         grid = grid_for(mask, score, *shapes, platform)
     problem = canonical(query, key, value, mask, score, scale, rate, dropout_rng, precision, grid)
     output, lse = problem.softmax()
-    return _by_query(output, T, batch)[..., :Hv].astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
+    return _by_head(output, T, batch, N)[..., :Hv].astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
 
 
 def weighted_sums(
@@ -110,11 +110,11 @@ def weighted_sums(
     S, K, Hv = value.shape[-3:]
     grid = grid_for(mask, score, query.shape, value.shape, platform_of(query))
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
-    axes = (*problem.axes, "bkgt"), ("bkgt.", "bkgt")
+    axes = (*problem.axes, "bkgt"), problem.out_axes()
     sums, total = BlockSum(problem.rule, grid, *axes, problem.outputs(), problem.rule.masks == 0)(
         *problem.operands, problem.given(lse)
     )
-    return _by_query(sums, T, batch)[..., :Hv], total[..., :T].reshape(*batch, N, T)
+    return _by_head(sums, T, batch, N)[..., :Hv], total[..., :T].reshape(*batch, N, T)
 
 
 class Problem(NamedTuple):
@@ -125,12 +125,15 @@ class Problem(NamedTuple):
     operands: tuple[jax.Array, ...]
     axes: tuple[str, ...]
 
+    def out_axes(self) -> tuple[str, str]:
+        """Those of the output, and of the log-sum-exp."""
+        return _axes_of_query(self.grid), "bkgt"
+
     def outputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """`[b, K, G, t, Hv]` and `[b, K, G, t]`, with t padded to whole blocks."""
-        b, k, g, t = (self.grid.length(letter) for letter in "bkgt")
+        """Output and log-sum-exp, with t padded to whole blocks."""
         value = self.operands[-1]
-        shapes = (b, k, g, t, value.shape[-2]), (b, k, g, t)
-        return tuple(jax.ShapeDtypeStruct(shape, accumulator(value.dtype)) for shape in shapes)
+        shapes = ([value.shape[-2] if a == "." else self.grid.length(a) for a in axes] for axes in self.out_axes())
+        return tuple(jax.ShapeDtypeStruct(tuple(shape), accumulator(value.dtype)) for shape in shapes)
 
     def given(self, lse: jax.Array) -> jax.Array:
         """A log-sum-exp `[*B, N, T]` as `[b, K, G, t]`: +inf, and so no weights, for what fills the last block."""
@@ -140,8 +143,8 @@ class Problem(NamedTuple):
 
     def softmax(self) -> list[jax.Array]:
         """Output and log-sum-exp."""
-        axes, static = ("bkgt.", "bkgt"), self.rule.masks == 0
-        return Softmax(self.rule, self.grid, self.axes, axes, self.outputs(), static_kind=static)(*self.operands)
+        own = self.axes, self.out_axes(), self.outputs()
+        return Softmax(self.rule, self.grid, *own, static_kind=self.rule.masks == 0)(*self.operands)
 
 
 def canonical(
@@ -161,6 +164,9 @@ def canonical(
     *batch, T, N, H = query.shape
     S, K = value.shape[-3:-1]
     dtype = accumulator(query.dtype)
+    scale = check_scale(scale, H)
+    if isinstance(scale, jax.Array):
+        query, scale = _scaled(query.astype(dtype), scale), 1.0
 
     mask, score = hoisted(mask, score, grid, vary_like(jnp.zeros((), dtype), (query, key, value)))
     operands, axes = [], []
@@ -174,6 +180,7 @@ def canonical(
         score=jax.tree.structure(score),
         masks=len(jax.tree.leaves(mask)),
         scores=len(jax.tree.leaves(score)),
+        scale=float(scale),
         rate=rate,
         queries=T,
         keys=S,
@@ -186,11 +193,11 @@ def canonical(
         operands.append(seeds)
         axes.append("bkg.")
 
-    query = _scaled(query.astype(dtype), check_scale(scale, H)).reshape(grid.length("b"), T, K, N // K, H)
-    key, value = (x.reshape(grid.length("b"), S, K, x.shape[-1]) for x in (key, value))
-    # heads first, so that a block is a piece of each array; keys and values by columns, which is how products want them
-    query, key, value = (jnp.moveaxis(x, 1, 3) for x in (query, key, value))
-    for array, letters in ((query, "bkgt."), (key, "bk.s"), (value, "bk.s")):
+    own = _axes_of_query(grid)
+    query = query.reshape([H if a == "." else T if a == "t" else grid.length(a) for a in own])
+    # by columns, which is how products want them, and heads first, so that a block is a piece of the array
+    key, value = (jnp.moveaxis(x.reshape(grid.length("b"), S, K, x.shape[-1]), 1, 3) for x in (key, value))
+    for array, letters in ((query, own), (key, "bk.s"), (value, "bk.s")):
         operands.append(pad(array, letters, grid))
         axes.append(letters)
     return Problem(rule, grid, tuple(operands), tuple(axes))
@@ -240,10 +247,14 @@ def _many_small(grid: Grid, H: int) -> bool:
     return grid.size("t") * grid.size("s") <= 2**16 and H <= 128 and math.prod(grid.sizes) >= 2**18
 
 
-def _by_query(array: jax.Array, T: int, batch: Sequence[int]) -> jax.Array:
-    """`[b, K, G, t, Hv]` as `[*batch, T, N, Hv]`, without the queries that fill the last block."""
-    _, K, G, t, Hv = array.shape
-    return jnp.moveaxis(array.reshape(*batch, K * G, t, Hv)[..., :T, :], -2, -3)
+def _axes_of_query(grid: Grid) -> str:
+    """As the caller has it, so that nothing is copied; an axis of size 1 would keep XLA from seeing that."""
+    return "bt" + "".join(a for a in "kg" if grid.length(a) != 1) + "."
+
+
+def _by_head(array: jax.Array, T: int, batch: Sequence[int], N: int) -> jax.Array:
+    """`[*batch, T, N, Hv]`, without the queries that fill the last block."""
+    return array[:, :T].reshape(*batch, T, N, array.shape[-1])
 
 
 def _fit(length: int, most: int) -> int:
@@ -255,12 +266,9 @@ def _divisor(number: int, most: int) -> int:
     return max(divisor for divisor in range(1, number + 1) if number % divisor == 0 and divisor <= max(most, 1))
 
 
-def _scaled(query: jax.Array, scale: ArrayLike) -> jax.Array:
-    differentiated, scale = isinstance(scale, jax.Array), jnp.asarray(scale, query.dtype)
-    if not differentiated:
-        return query * scale
+def _scaled(query: jax.Array, scale: jax.Array) -> jax.Array:
     finite = jnp.isfinite(query)  # what is not must not reach the gradient of the scale
-    return jnp.where(finite, jnp.where(finite, query, 0) * scale, jnp.nan)
+    return jnp.where(finite, jnp.where(finite, query, 0) * scale.astype(query.dtype), jnp.nan)
 
 
 def canonical_array(array: jax.Array, letters: str, batch: Sequence[int], K: int, N: int) -> tuple[jax.Array, str]:

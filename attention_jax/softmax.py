@@ -25,7 +25,7 @@ from attention_jax.dropout import keep_positions
 @dataclass(frozen=True)
 class AttentionRule:
     """One head's block of attention. The operands are the arrays of the mask and of the score, dropout's seed if it
-    acts, query (scaled), key and value; for `term`, then the log-sum-exp.
+    acts, query, key and value; for `term`, then the log-sum-exp.
 
     `mask` and `score` are tree structures, that of None where there is none: compared with None itself, one raises.
     """
@@ -34,6 +34,7 @@ class AttentionRule:
     score: Any
     masks: int
     scores: int
+    scale: float
     rate: float
     queries: int
     keys: int
@@ -51,12 +52,12 @@ class AttentionRule:
         return self.score == jax.tree.structure(None)
 
     def unpack(self, operands):
-        """(mask, score's arrays, seed, the rest)."""
+        """(mask, score's arrays, seed, the rest, of which the query is scaled)."""
         masks, scores = self.masks, self.masks + self.scores
         mask = jax.tree.unflatten(self.mask, operands[:masks])
-        seeded = scores + (self.rate > 0)
         seed = operands[scores] if self.rate else None
-        return mask, operands[masks:scores], seed, operands[seeded:]
+        query, *rest = operands[scores + (self.rate > 0) :]
+        return mask, operands[masks:scores], seed, [query * self.scale, *rest]
 
     def cleaned(self, operands):
         """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
@@ -71,7 +72,7 @@ class AttentionRule:
         return (mask.columns_of if outer == "t" else mask.rows_of)((first, last), length)
 
     def some_every(self, rows, columns, *operands):
-        mask, *_ = self.unpack(operands)
+        mask = jax.tree.unflatten(self.mask, operands[: self.masks])
         some, every = (True, True) if mask is None else mask.some_every(rows, columns)
         return some, every & (columns[1] < self.keys) if self.padded else every
 
@@ -147,7 +148,7 @@ class AttentionRule:
         first = len(operands) - 4
         gradients = dict(zip(range(self.masks, self.masks + self.scores), d_score, strict=True))
         if first in moving:
-            gradients[first] = self.product("ts,hs->th", d_logits, key, key)
+            gradients[first] = self.product("ts,hs->th", d_logits, key, key) * self.scale
         if first + 1 in moving:
             gradients[first + 1] = self.product("ht,ts->hs", _turned(query), d_logits, key)
         if first + 2 in moving:
@@ -184,8 +185,8 @@ def _turned(x):
 
 @dataclass(frozen=True)
 class Softmax(Fold):
-    """Attention's output `[B, K, G, T, Hv]` and log-sum-exp `[B, K, G, T]`, both in float32 or better: the gradient is
-    a difference of near values, which a rounded output would spoil."""
+    """Attention's output `[B, T, K, G, Hv]`, without axes of size 1, and log-sum-exp `[B, K, G, T]`, both in float32 or
+    better: the gradient is a difference of near values, which a rounded output would spoil."""
 
     carried = ("bkgt", "bkgt", "bkgt.")  # the highest logit, the sum of the weights, that of the weighted values
 
@@ -199,7 +200,7 @@ class Softmax(Fold):
         blind = total == 0
         total = jnp.where(blind, 1, total)
         lse = jnp.where(blind, -jnp.inf, peak + jnp.log(total))
-        return [sums / total[..., None], lse]
+        return [jnp.moveaxis(sums / total[..., None], -2, 1), lse]
 
     def find(self, block, masked, *operands):
         rule = self.rule
@@ -237,7 +238,8 @@ class Softmax(Fold):
         )
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
-        known = finite_or_zero(output)
+        b, k, g, t = (self.grid.length(letter) for letter in "bkgt")
+        known = finite_or_zero(output).reshape(-1, b, t, k, g, output.shape[-1])
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
-        d_output = d_output - jnp.einsum("...bkgt,...bkgth->...bkgth", d_lse, known, precision="highest")
-        return (output, lse), (d_output, d_lse)
+        lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", d_lse.reshape(-1, b, k, g, t), known, precision="highest")
+        return (output, lse), (d_output - lost.reshape(output.shape), d_lse)
