@@ -16,6 +16,7 @@ from attention_jax.tiles import Block
 class Fold(Sweep):
     """What is left when a query's blocks of keys have been gone through, one after another."""
 
+    most_tiles = 8  # there is less to compile than in a sum's transpose
     carried: ClassVar[tuple[str, ...]]
     """The axes of what is found."""
 
@@ -48,4 +49,4 @@ class Fold(Sweep):
             return self.merge(before, found) if before else found, []
 
         first = list if self.grid.steps("s") == 1 else nothing  # a lone block has none before it
-        return self.loop(operands, "t", first, step, self.finish)
+        return self.loop(operands, "t", first, step, self.finish, self.grid.together)

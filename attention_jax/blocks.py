@@ -5,10 +5,11 @@ The axes of every array are named by letters: `b`, `k`, `g`, `t`, `s` as in the 
 `""`. An axis of size 1 serves every block.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,13 @@ LETTERS = "xbkgts"
 
 @dataclass(frozen=True)
 class Grid:
-    """The length of each of the axes `xbkgts`, how much of it one step takes, and how many queries or keys a tile."""
+    """The length of each of the axes `xbkgts`, how much of it one step takes, how many queries or keys a tile at least,
+    and how many steps may run together."""
 
     lengths: tuple[int, ...]
     sizes: tuple[int, ...]
     tile: int
+    together: int
 
     def length(self, letter: str) -> int:
         return self.lengths[LETTERS.index(letter)]
@@ -37,6 +40,10 @@ class Grid:
 
     def steps(self, letter: str) -> int:
         return self.length(letter) // self.size(letter)
+
+    def tile_of(self, most: int) -> int:
+        """How many queries or keys a tile has, where a block has so many tiles at most."""
+        return self.tile * -(-max(self.size("t"), self.size("s")) // (most * self.tile))
 
     def start(self, letter: str, step):
         """Where a step begins; known in advance where there is but one, and with it what the mask does to a block."""
@@ -82,14 +89,18 @@ class Sweep(Operation):
     out_axes: tuple[str, ...]
     outputs: tuple[jax.ShapeDtypeStruct, ...]
     static_kind: bool  # whether `rule.some_every` looks at positions alone
+    most_tiles: ClassVar[int] = 4  # of a block; each takes as long to compile as a block
 
-    def loop(self, operands, outer: str, first: Callable, step: Callable, last: Callable) -> list[jax.Array]:
+    def loop(
+        self, operands, outer: str, first: Callable, step: Callable, last: Callable, together: int = 1
+    ) -> list[jax.Array]:
         """Go through examples, groups of heads, blocks of `outer` and, innermost, blocks of the other axis.
 
         Args:
           first: () -> carry, at each new outer block.
           step: (start, carry, blocks) -> the next carry, and blocks to add to the outputs with the inner axis.
           last: carry -> blocks to add to the outputs without the inner axis.
+          together: outer blocks of the same pass through the compiled loop.
         """
         grid, inner = self.grid, other(outer)
 
@@ -121,7 +132,7 @@ class Sweep(Operation):
         count = grid.steps("x") * grid.steps("b") * grid.steps("k") * grid.steps(outer)
         zeros = [jnp.zeros(output.shape, accumulator(output.dtype)) for output in self.outputs]
         results = [vary_like(zero, operands) for zero in zeros]
-        results = _repeat(0, count, one_outer, results)
+        results = _repeat(0, count, one_outer, results, math.gcd(count, together))
         return [result.astype(output.dtype) for result, output in zip(results, self.outputs, strict=True)]
 
     def _steps(self, letter: str, span: Span) -> tuple[Any, Any]:
@@ -195,7 +206,7 @@ class Sweep(Operation):
         """`fn` of the tiles in which some pair counts: of none, where nothing does, and of a whole block, where it is
         not known while tracing which do."""
         if self.static_kind and all(isinstance(start[a], int) for a in "ts"):
-            return fn(tiles_at(self.rule, self.grid, outer, start, blocks))
+            return fn(tiles_at(self.rule, self.grid, outer, start, blocks, self.most_tiles))
         rows, columns = ((start[a], start[a] + self.grid.size(a) - 1) for a in "ts")
         patterns: list[Tiles] = [(), (whole(self.grid, True),), (whole(self.grid, False),)]
         if self.static_kind:
@@ -213,7 +224,7 @@ class Sweep(Operation):
             return fn(patterns[1 + every])
         kind = jnp.where(some, jnp.where(every, 2, 1), 0)
         if self.static_kind and self.rule.relative and self.grid.size("t") == self.grid.size("s"):
-            tiles = along_diagonals(self.rule, self.grid, outer, blocks)
+            tiles = along_diagonals(self.rule, self.grid, outer, blocks, self.most_tiles)
             patterns += dict.fromkeys(each for each in tiles if each not in patterns)
             diagonal = (start["t"] - start["s"]) // self.grid.size("s") + self.grid.steps("s") - 1
             unfilled = (start["s"] + self.grid.size("s") == self.grid.length("s")) & self.rule.padded
@@ -265,11 +276,11 @@ def _widened(array):
     return array.astype(accumulator(array.dtype)) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def _repeat(low, high, body, state):
+def _repeat(low, high, body, state, together=1):
     """`lax.fori_loop`; a single step is not made a loop, in which XLA would fuse and fold less."""
     if isinstance(high, int) and high - low == 1:
         return body(low, state)
-    return lax.fori_loop(low, high, body, state)
+    return lax.fori_loop(low, high, body, state, unroll=together if together > 1 else None)
 
 
 def _take(grid, axes, array, start):

@@ -36,15 +36,17 @@ class Sizes(NamedTuple):
     narrow: int
     """The same, where a query sees few keys."""
     tile: int
-    """Queries or keys in a piece of a block that the mask cuts through, or a multiple, so that pieces are 4 at most: it
-    takes as long to compile each as to compile a block."""
+    """Queries or keys in a piece of a block that the mask cuts through; or a multiple, see `Sweep.most_tiles`."""
     step: int
     """Scores, where there are more than twice as many. On a CPU all arrays of a step should take no more than some 32
     MiB, which malloc would give back after each call; an accelerator wants to be filled."""
+    together: int
+    """Steps of the forward pass that need not wait for each other, so that a core of a CPU has something to do while an
+    operation of one ends on another core; for no step of more than `step` scores, or malloc would give them back."""
 
 
-CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19)
-ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25)
+CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, together=2)
+ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, together=1)
 
 
 def blockwise_attention(
@@ -238,8 +240,8 @@ def block_grid(
     heads = max((sizes.step if at_once < B * N * T * S else at_once) // (t * s), 1)
     k = _divisor(K, heads // G)
     b = _divisor(B, heads // (G * k))
-    tile = sizes.tile * -(-max(t, s) // (4 * sizes.tile))
-    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), tile)
+    together = sizes.together if b * k * G * t * s <= sizes.step else 1
+    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), sizes.tile, together)
 
 
 def _many_small(grid: Grid, H: int) -> bool:

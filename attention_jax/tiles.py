@@ -52,14 +52,16 @@ def whole(grid: Grid, masked: bool) -> Tile:
     return Tile((0, grid.size("t")), (0, grid.size("s")), masked)
 
 
-def tiles_at(rule: Any, grid: Grid, outer: str, start: dict[str, int], operands: Sequence[jax.Array]) -> Tiles:
-    """The tiles of the block that begins there, cut along the outer axis."""
-    inner, ranges = other(outer), list[tuple[tuple[int, int], tuple[int, int]]]()
-    for first in range(0, grid.size(outer), grid.tile):
-        count = min(grid.tile, grid.size(outer) - first)
+def tiles_at(
+    rule: Any, grid: Grid, outer: str, start: dict[str, int], operands: Sequence[jax.Array], most: int
+) -> Tiles:
+    """The tiles, so many at most, of the block that begins there, cut along the outer axis."""
+    inner, size, ranges = other(outer), grid.tile_of(most), list[tuple[tuple[int, int], tuple[int, int]]]()
+    for first in range(0, grid.size(outer), size):
+        count = min(size, grid.size(outer) - first)
         rows = start[outer] + first, start[outer] + first + count - 1
         low, high = (int(each) - start[inner] for each in rule.span(outer, *rows, grid.length(inner)))
-        low, high = max(low, 0) // grid.tile * grid.tile, min(-(-(high + 1) // grid.tile) * grid.tile, grid.size(inner))
+        low, high = max(low, 0) // size * size, min(-(-(high + 1) // size) * size, grid.size(inner))
         if ranges and ranges[-1][1] == (low, high):  # as much as the piece before
             first, count = ranges[-1][0][0], ranges.pop()[0][1] + count
         ranges.append(((first, count), (low, high)))
@@ -74,12 +76,12 @@ def tiles_at(rule: Any, grid: Grid, outer: str, start: dict[str, int], operands:
     return tuple(tiles)
 
 
-def along_diagonals(rule: Any, grid: Grid, outer: str, operands: Sequence[jax.Array]) -> list[Tiles]:
+def along_diagonals(rule: Any, grid: Grid, outer: str, operands: Sequence[jax.Array], most: int) -> list[Tiles]:
     """The tiles of square blocks by how many blocks a query stands after a key, from 1 - the blocks of keys on, where
     only the distance of two positions matters: those of the first block of each diagonal."""
     size, firsts = grid.size("t"), range(1 - grid.steps("s"), grid.steps("t"))
     starts = [{"t": max(d, 0) * size, "s": max(-d, 0) * size} for d in firsts]
-    return [tiles_at(rule, grid, outer, start, operands) for start in starts]
+    return [tiles_at(rule, grid, outer, start, operands, most) for start in starts]
 
 
 def cut(axes: str, array: jax.Array, tile: Tile) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -397,12 +398,25 @@ def test_heads_and_examples_in_a_step(shape, platform, heads):
     assert grid.size("b") * grid.size("k") * grid.size("g") == heads
 
 
-@pytest.mark.parametrize("length, platform, tile", [
-    (64, "cpu", 128), (300, "cpu", 128), (1024, "cpu", 256), (1500, "cpu", 256), (4096, "cuda", 512),
+@pytest.mark.parametrize("length, platform, most, tile", [
+    (64, "cpu", 4, 128), (300, "cpu", 4, 128), (1024, "cpu", 4, 256), (1024, "cpu", 8, 128), (1500, "cpu", 4, 256),
+    (4096, "cuda", 4, 512), (4096, "cuda", 8, 256),
 ])  # fmt: skip
-def test_pieces_of_a_block_are_4_at_most(length, platform, tile):
+def test_pieces_of_a_block_are_no_more_than_asked_for(length, platform, most, tile):
     shape = length, 2, 64
-    assert grid_for(aj.causal(), None, shape, shape, platform).tile == tile
+    assert grid_for(aj.causal(), None, shape, shape, platform).tile_of(most) == tile
+
+
+def test_two_steps_run_together():
+    """Each has its own products in the loop, whose passes are half as many; not if an odd step would stay over, or if
+    one is larger than steps should be."""
+    x = jax.ShapeDtypeStruct((32, 12, 8), jnp.float32)
+    counts = {}
+    for heads in (0.5, 1, 2, 4):
+        with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=heads * 32 * 32)):
+            program = jax.jit(partial(aj.attention, implementation="blockwise")).lower(x, x, x).compile().as_text()
+        counts[heads] = program.count(" dot(")
+    assert counts == {0.5: 2, 1: 4, 2: 4, 4: 2}
 
 
 def test_a_chunk_of_queries_that_sees_nearly_all_keys_has_large_blocks():
@@ -438,7 +452,7 @@ def test_tiles_hold_what_a_mask_shows(mask, start, masked, unmasked, outer):
     """They cover every pair that is seen, once, and no more than what is counted here of what is not."""
     grid = block_grid((16, 1, 4), (16, 1, 4), (8, 8), CPU._replace(tile=2))
     problem = canonical(*3 * [jnp.ones((16, 1, 4))], mask, None, None, 0.0, None, None, grid)
-    tiles = tiles_at(problem.rule, grid, outer, dict(zip("ts", start, strict=True)), [])
+    tiles = tiles_at(problem.rule, grid, outer, dict(zip("ts", start, strict=True)), [], 4)
     assert (area(tiles, True), area(tiles, False)) == (masked, unmasked)
     covered = np.zeros((8, 8), int)
     for (t, rows), (s, columns), full in tiles:
