@@ -277,10 +277,10 @@ def _widened(array):
 
 
 def _repeat(low, high, body, state, together=1):
-    """`lax.fori_loop`; a single step is not made a loop, in which XLA would fuse and fold less."""
+    """`lax.fori_loop`, with so many steps in a pass; a lone step is not made a loop, in which XLA would fuse less."""
     if isinstance(high, int) and high - low == 1:
         return body(low, state)
-    return lax.fori_loop(low, high, body, state, unroll=together if together > 1 else None)
+    return lax.fori_loop(low, high, body, state, unroll=together)
 
 
 def _take(grid, axes, array, start):

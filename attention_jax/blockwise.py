@@ -85,7 +85,7 @@ def blockwise_attention(
         grid = grid_for(mask, score, *shapes, platform)
     problem = canonical(query, key, value, mask, score, scale, rate, dropout_rng, precision, grid)
     output, lse = problem.softmax()
-    return _by_head(output, T, batch, N)[..., :Hv].astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
+    return _unpadded(output, T, batch, N)[..., :Hv].astype(value.dtype), lse[..., :T].reshape(*batch, N, T)
 
 
 def weighted_sums(
@@ -116,7 +116,7 @@ def weighted_sums(
     sums, total = BlockSum(problem.rule, grid, *axes, problem.outputs(), problem.rule.masks == 0)(
         *problem.operands, problem.given(lse)
     )
-    return _by_head(sums, T, batch, N)[..., :Hv], total[..., :T].reshape(*batch, N, T)
+    return _unpadded(sums, T, batch, N)[..., :Hv], total[..., :T].reshape(*batch, N, T)
 
 
 class Problem(NamedTuple):
@@ -254,7 +254,7 @@ def _axes_of_query(grid: Grid) -> str:
     return "bt" + "".join(a for a in "kg" if grid.length(a) != 1) + "."
 
 
-def _by_head(array: jax.Array, T: int, batch: Sequence[int], N: int) -> jax.Array:
+def _unpadded(array: jax.Array, T: int, batch: Sequence[int], N: int) -> jax.Array:
     """`[*batch, T, N, Hv]`, without the queries that fill the last block."""
     return array[:, :T].reshape(*batch, T, N, array.shape[-1])
 

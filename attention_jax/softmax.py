@@ -185,7 +185,7 @@ def _turned(x):
 
 @dataclass(frozen=True)
 class Softmax(Fold):
-    """Attention's output `[B, T, K, G, Hv]`, without axes of size 1, and log-sum-exp `[B, K, G, T]`, both in float32 or
+    """Attention's output `[B, T, K, G, Hv]`, without K or G if that is 1, and log-sum-exp `[B, K, G, T]`, in float32 or
     better: the gradient is a difference of near values, which a rounded output would spoil."""
 
     carried = ("bkgt", "bkgt", "bkgt.")  # the highest logit, the sum of the weights, that of the weighted values

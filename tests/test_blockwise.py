@@ -413,7 +413,7 @@ def test_two_steps_run_together():
     x = jax.ShapeDtypeStruct((32, 12, 8), jnp.float32)
     counts = {}
     for heads in (0.5, 1, 2, 4):
-        with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=heads * 32 * 32)):
+        with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=int(heads * 32 * 32))):
             program = jax.jit(partial(aj.attention, implementation="blockwise")).lower(x, x, x).compile().as_text()
         counts[heads] = program.count(" dot(")
     assert counts == {0.5: 2, 1: 4, 2: 4, 4: 2}
