@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 if TYPE_CHECKING:
     from attention_jax.typing import Positions
@@ -69,6 +70,19 @@ def made_by(what: str, fn: Callable[..., Any], names: str, inputs: Sequence[Any]
     sizes = zip(array.shape[::-1], shape[::-1], strict=False)
     if array.ndim > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
         raise ValueError(f"{what} must return one number for each pair, {list(shape)}, got {list(array.shape)}")
+    return array
+
+
+def is_real(dtype: Any) -> bool:
+    """Whether these are numbers that a logit can be: floating point, or integers."""
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def real_array(name: str, value: ArrayLike) -> jax.Array:
+    """`value` as an array of real numbers, or a `TypeError`."""
+    array = jnp.asarray(value)
+    if not is_real(array.dtype):
+        raise TypeError(f"{name} must be real numbers, got {array.dtype}")
     return array
 
 

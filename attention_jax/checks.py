@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from attention_jax.arguments import is_real
 from attention_jax.mask_tree import Mask, as_mask
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def check_scale(scale: ArrayLike | None, head_dim: int) -> Any:
     if scale is None:
         return 1 / math.sqrt(head_dim) if head_dim else 1.0
     dtype = jnp.result_type(scale)
-    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+    if not is_real(dtype):
         raise TypeError(f"scale must be a real number, got {dtype}")
     if jnp.ndim(scale) != 0:
         raise ValueError(f"scale must be one number, got {jnp.shape(scale)}: multiply the query by an array instead")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from attention_jax.arguments import made_by, positions_alike
+from attention_jax.arguments import is_real, made_by, positions_alike
 from attention_jax.checks import check_auto, check_mask_shape
 from attention_jax.mask_tree import Mask, as_mask, check_placed
 from attention_jax.node import node, static
@@ -115,7 +115,7 @@ class ScoreFunction(Score):
         """What the function makes of its inputs, if that can be logits."""
         what = f"the score function {getattr(self.fn, '__name__', repr(self.fn))}"
         changed = made_by(what, self.fn, "logit, head, t, s", inputs, inputs[-4].shape)
-        if not (jnp.issubdtype(changed.dtype, jnp.floating) or jnp.issubdtype(changed.dtype, jnp.integer)):
+        if not is_real(changed.dtype):
             fix = ": what says whether a key is seen is mask=mask_from_function(...)" if changed.dtype == bool else ""
             raise TypeError(f"{what} must return real logits, got {changed.dtype}{fix}")
         return changed

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import static_int, static_offset
+from attention_jax.arguments import real_array, static_int, static_offset
 from attention_jax.score_rules import Alibi, Bias, RelativeBias, SoftCap
 from attention_jax.score_tree import Score, as_score
 
@@ -50,6 +50,7 @@ def alibi(slopes: ArrayLike, *, offset: int | None = None) -> Score:
       offset: as in `causal`: query t stands at key position t + offset.
 
     Raises:
+      TypeError: slopes that are not real numbers.
       ValueError: where the score is used, T != S without an offset, or slopes for another number of heads.
 
     >>> from attention_jax import alibi_slopes, attention
@@ -57,7 +58,7 @@ def alibi(slopes: ArrayLike, *, offset: int | None = None) -> Score:
     >>> attention(x, x, x, score=alibi(alibi_slopes(2))).shape
     (6, 2, 4)
     """
-    return Alibi(jnp.asarray(slopes), static_offset("alibi(offset=)", offset))
+    return Alibi(real_array("alibi(slopes)", slopes), static_offset("alibi(offset=)", offset))
 
 
 def relative_bias(
@@ -72,6 +73,7 @@ def relative_bias(
       offset: as in `causal`: query t stands at key position t + offset.
 
     Raises:
+      TypeError: a table that is not of real numbers.
       ValueError: a `max_distance` below 2; where the score is used, T != S without an offset, a table of too few
         buckets or another number of heads, or of so many that `max_distance` leaves none for wider distances.
 
@@ -82,7 +84,7 @@ def relative_bias(
     """
     max_distance = static_int("relative_bias(max_distance=)", max_distance, minimum=2)
     offset = static_offset("relative_bias(offset=)", offset)
-    return RelativeBias(jnp.asarray(table), bidirectional, max_distance, offset)
+    return RelativeBias(real_array("relative_bias(table)", table), bidirectional, max_distance, offset)
 
 
 def soft_cap(cap: ArrayLike) -> Score:
@@ -92,13 +94,15 @@ def soft_cap(cap: ArrayLike) -> Score:
       cap: positive number, or scalar array.
 
     Raises:
-      ValueError: a cap that is not one positive finite number.
+      TypeError: a cap that is not a real number.
+      ValueError: one that is not positive and finite, or several.
 
     >>> from attention_jax import attention
     >>> x = jnp.ones((6, 2, 4))
     >>> attention(100 * x, x, x, score=soft_cap(30.0)).shape
     (6, 2, 4)
     """
+    real_array("soft_cap(cap)", cap)
     cap = jnp.asarray(cap, float) if isinstance(cap, jax.Array) else np.asarray(cap, float)
     if cap.ndim != 0 or (not isinstance(cap, jax.core.Tracer) and not 0 < cap < np.inf):
         got = cap if cap.ndim == 0 else cap.shape
@@ -120,6 +124,7 @@ def add_sinks(output: jax.Array, lse: jax.Array, sinks: jax.Array) -> tuple[jax.
       output and log-sum-exp with the sinks.
 
     Raises:
+      TypeError: sinks that are not real numbers.
       ValueError: shapes that do not fit each other.
 
     >>> from attention_jax import attention_and_lse
@@ -129,6 +134,7 @@ def add_sinks(output: jax.Array, lse: jax.Array, sinks: jax.Array) -> tuple[jax.
     ...     print(output[0, 0])
     [0.75 0.75]
     """
+    sinks = real_array("sinks", sinks)
     *batch, T, N, _ = output.shape
     if lse.shape != (*batch, N, T) or sinks.shape != (N,):
         raise ValueError(

@@ -183,6 +183,10 @@ REFUSED = {
     "relative_bias: no room for wide distances": (
         lambda: aj.attention(Q, K, V, score=aj.relative_bias(np.ones((32, 4)), max_distance=16, offset=0)), ValueError, "more than 16, the distances",
     ),
+    "alibi: complex": (lambda: aj.alibi(np.ones(4, complex)), TypeError, r"alibi\(slopes\) must be real numbers, got complex"),
+    "relative_bias: bool": (lambda: aj.relative_bias(np.ones((8, 4), bool)), TypeError, r"relative_bias\(table\) must be real numbers, got bool"),
+    "soft_cap: complex": (lambda: aj.soft_cap(30j), TypeError, r"soft_cap\(cap\) must be real numbers, got complex"),
+    "add_sinks: complex": (lambda: aj.add_sinks(Q, Q[..., 0].T, np.ones(4, complex)), TypeError, "sinks must be real numbers, got complex"),
     "soft_cap: infinite": (lambda: aj.soft_cap(np.inf), ValueError, "one positive finite number, got inf"),
     "causal: beyond all positions": (lambda: aj.causal(offset=2**31 - 1), ValueError, "536870912, got 2147483647"),
     "attention: a function as mask": (lambda: aj.attention(Q, K, V, mask=lambda t, s: t > s), TypeError, r"mask_from_function\(fn\)"),
