@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_jax.blocks import Sweep, accumulator
+from attention_jax.blocks import SamePairs, Sweep, accumulator
 from attention_jax.tiles import other
 
 
@@ -74,24 +74,9 @@ class BlockSum(Sweep):
 
 
 @dataclass(frozen=True)
-class _Derived:
-    rule: Any
+class _Derived(SamePairs):
     count: int  # operands of `rule`
     moving: tuple[int, ...]  # those that have tangents, or are linear
-
-    @property
-    def relative(self):
-        return self.rule.relative
-
-    @property
-    def padded(self):
-        return self.rule.padded
-
-    def span(self, *args):
-        return self.rule.span(*args)
-
-    def some_every(self, *args):
-        return self.rule.some_every(*args)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,27 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
+class SamePairs:
+    """A rule about the pairs of another."""
+
+    rule: Any
+
+    @property
+    def relative(self) -> bool:
+        return self.rule.relative
+
+    @property
+    def padded(self) -> bool:
+        return self.rule.padded
+
+    def span(self, *args) -> Span:
+        return self.rule.span(*args)
+
+    def some_every(self, *args) -> tuple[Truth, Truth]:
+        return self.rule.some_every(*args)
+
+
+@dataclass(frozen=True)
 class Sweep(Operation):
     """A loop over all blocks. The outputs are summed in float32 or better, then cast to the dtypes asked for."""
 

@@ -44,20 +44,23 @@ class AttentionRule:
 
     @property
     def relative(self) -> bool:
-        mask = jax.tree.unflatten(self.mask, [None] * self.masks)
+        mask = self.mask_of()
         return mask is not None and mask.relative
 
     @property
     def scoreless(self) -> bool:
         return self.score == jax.tree.structure(None)
 
+    def mask_of(self, operands=None):
+        """The mask, or what of it does not depend on its arrays."""
+        return jax.tree.unflatten(self.mask, [None] * self.masks if operands is None else operands[: self.masks])
+
     def unpack(self, operands):
         """(mask, score's arrays, seed, the rest, of which the query is scaled)."""
-        masks, scores = self.masks, self.masks + self.scores
-        mask = jax.tree.unflatten(self.mask, operands[:masks])
+        scores = self.masks + self.scores
         seed = operands[scores] if self.rate else None
         query, *rest = operands[scores + (self.rate > 0) :]
-        return mask, operands[masks:scores], seed, [query * self.scale, *rest]
+        return self.mask_of(operands), operands[self.masks : scores], seed, [query * self.scale, *rest]
 
     def cleaned(self, operands):
         """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
@@ -66,13 +69,13 @@ class AttentionRule:
         return mask, score, seed, [*map(finite_or_zero, arrays), lse]
 
     def span(self, outer, first, last, length):
-        mask = jax.tree.unflatten(self.mask, [None] * self.masks)
+        mask = self.mask_of()
         if mask is None:
             return 0, length - 1
         return (mask.columns_of if outer == "t" else mask.rows_of)((first, last), length)
 
     def some_every(self, rows, columns, *operands):
-        mask = jax.tree.unflatten(self.mask, operands[: self.masks])
+        mask = self.mask_of(operands)
         some, every = (True, True) if mask is None else mask.some_every(rows, columns)
         return some, every & (columns[1] < self.keys) if self.padded else every
 

@@ -18,13 +18,13 @@ from jax.typing import ArrayLike
 from attention_jax.arguments import positions_alike, static_int
 from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum
-from attention_jax.blocks import accumulator
+from attention_jax.blocks import SamePairs, accumulator
 from attention_jax.blockwise import canonical, canonical_array, grid_for, pad
 from attention_jax.checks import check_many_heads
 from attention_jax.devices import platform_of
 from attention_jax.dispatch import placed
 from attention_jax.score_tree import check_rules
-from attention_jax.softmax import AttentionRule, finite_or_zero
+from attention_jax.softmax import finite_or_zero
 from attention_jax.typing import MaskLike, Positions, ScoreLike
 
 
@@ -136,32 +136,16 @@ def attention_statistics(
 
 
 @dataclass(frozen=True)
-class StatisticsRule:
-    """One head's block of statistics. The operands are those of `AttentionRule` but for the value; the log-sum-exp,
+class StatisticsRule(SamePairs):
+    """One head's block of statistics. The operands are those of its `AttentionRule` but for the value; the log-sum-exp,
     the positions of queries and keys; and, if they are known, the tokens of queries, of keys, and before each key, and
     whether there is one before it."""
 
-    attention: AttentionRule
-
-    @property
-    def relative(self):
-        return self.attention.relative
-
-    @property
-    def padded(self):
-        return self.attention.padded
-
-    def span(self, *args):
-        return self.attention.span(*args)
-
-    def some_every(self, *args):
-        return self.attention.some_every(*args)
-
     def weigh(self, block, masked, operands):
         """`[t, s]`: the weights, -log of them, which are seen; and the other operands."""
-        mask, score, _, (query, key, lse, *others) = self.attention.unpack(operands)
+        mask, score, _, (query, key, lse, *others) = self.rule.unpack(operands)
         query, key = map(finite_or_zero, (query, key))  # where they are not finite, lse is NaN
-        logits = self.attention.logits(block, masked, mask, score, query, key)
+        logits = self.rule.logits(block, masked, mask, score, query, key)
         seen = logits > -jnp.inf
         logs = jnp.where(seen, logits - lse[:, None], 0)
         return jnp.where(seen, jnp.exp(logs), 0), -logs, seen, others
