@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+
 
 def _at_least(minimum: float, config: Any, *names: str) -> None:
     for name in names:
@@ -225,14 +227,24 @@ def _filled(kind: Any, table: dict[str, Any]) -> Any:
     types = get_type_hints(kind)
     values = {}
     for name, value in table.items():
-        wanted = types.get(name)
-        if dataclasses.is_dataclass(wanted):
-            if not isinstance(value, dict):
-                raise TypeError(f"{name} must be a table, got {value!r}")
-            value = _filled(wanted, value)
-        elif wanted == Path | None:
-            value = Path(value)
-        elif get_origin(wanted) is Literal and value not in get_args(wanted):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(wanted))}, got {value!r}")
-        values[name] = value
+        if name not in types:
+            raise ValueError(f"no field is called {name!r}; there are: {', '.join(types)}")
+        values[name] = _value(name, value, types[name])
     return kind(**values)
+
+
+def _value(name: str, value: Any, wanted: Any) -> Any:
+    """A field of this type from what TOML has for it."""
+    if dataclasses.is_dataclass(wanted):
+        if not isinstance(value, dict):
+            raise TypeError(f"{name} must be a table, got {value!r}")
+        return _filled(wanted, value)
+    if get_origin(wanted) is Literal:
+        if value not in get_args(wanted):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(wanted))}, got {value!r}")
+        return value
+    kind = next(each for each in (int, float, bool, str, Path) if wanted in (each, each | None))
+    taken = {float: (float, int), Path: (str,)}.get(kind, (kind,))
+    if type(value) not in taken:
+        raise TypeError(f"{name} must be {_KINDS[kind]}, got {value!r}")
+    return kind(value)

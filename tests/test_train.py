@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from train import run_directory
 from train import tokenizer as tokenizers
 from train.__main__ import main
 from train.data.text import batch, read_text, split, whole
-from train.errors import InputError
+from train.errors import InputError, exit_status
 from train.evaluate import Evaluate, describe, report
 from train.sample import Sample, write
 from train.step import Batch, eval_step
@@ -87,6 +88,7 @@ def test_a_run_leaves_what_it_says(capsys):
 
     for wrong, message in (
         ({"prompt": ""}, "--prompt is empty"),
+        ({"prompt": "a\u2603"}, "--prompt 'a\u2603': the text holds '\u2603', .* it knows"),
         ({"seed": 2**64}, "--seed"),
         ({"length": -1}, "--length"),
         ({"top_p": 2.0}, "top_p must be above 0"),
@@ -164,8 +166,14 @@ def test_sampling_refusals():
     with pytest.raises(InputError, match="no checkpoint here"):
         run_directory.load(Path("runs/stopped"))
     Path("runs/stopped/config.toml").write_text("stepps = 3")
-    with pytest.raises(InputError, match="stepps"):
+    with pytest.raises(
+        InputError, match=r"^runs/stopped/config.toml: no field is called 'stepps'; there are: name, steps"
+    ):
         run_directory.load(Path("runs/stopped"))
+    with pytest.raises(
+        InputError, match=r"^--start runs/nothing: no training run is here; runs: runs/stopped; give a run"
+    ):
+        run_directory.load_start(Path("runs/nothing"))
 
 
 def test_batches_are_pure_functions_of_seed_and_step():
@@ -197,6 +205,50 @@ def test_configurations_survive_a_file():
     config = dataclasses.replace(text, data=schema.Data(path=Path('a "b"\\c.txt')))
     schema.save(config, Path("config.toml"))
     assert schema.load(Path("config.toml")) == config
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('steps = "abc"', "steps must be a whole number, got 'abc'"),
+        ("steps = 32.5", "steps must be a whole number, got 32.5"),
+        ("steps = true", "steps must be a whole number, got True"),
+        ("quiet = 1", "quiet must be true or false, got 1"),
+        ("start = 1", "start must be a path, got 1"),
+        ("data = 1", "data must be a table, got 1"),
+        ("loss.z_loss = 'no'", "z_loss must be a number, got 'no'"),
+        ("model.kind = 'gpt3'", "kind must be one of plain, gpt2, got 'gpt3'"),
+        ("data.stepz = 1", "no field is called 'stepz'; there are: source, path"),
+    ],
+)
+def test_a_wrong_line_of_a_configuration(line, message):
+    Path("config.toml").write_text(line)
+    with pytest.raises(ValueError, match=f"^config.toml: {re.escape(message)}"):
+        schema.load(Path("config.toml"))
+
+
+def test_whole_numbers_serve_where_any_do():
+    Path("config.toml").write_text("optimizer.learning_rate = 1")
+    assert schema.load(Path("config.toml")).optimizer.learning_rate == 1.0
+
+
+def test_ctrl_c_is_one_word_and_status_130(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert exit_status(interrupted) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_nobody_reads_on():
+    program = "import sys\nfrom train.errors import exit_status\nsys.exit(exit_status(lambda: print('x' * 10**6)))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout.read(1) == b"x"
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Errors that are shown as one line."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,3 +20,9 @@ def exit_status(run: Callable[[], int | None]) -> int:
     except (InputError, StoppedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # nobody reads on, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so again when it ends
+        return 1

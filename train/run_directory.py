@@ -144,7 +144,7 @@ def load_start(start: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
                     f"--start {start}: it cannot be downloaded ({error}); give a directory that holds it"
                 ) from error
         if not (directory / "config.json").exists():
-            return load(start)
+            return _load_run(start)
         model = pretrained.load_gpt2(directory)
         tokenizer = tokenizers.BpeTokenizer(json.loads(pretrained.load_tokenizer(directory).to_str()))
     except InputError:
@@ -161,6 +161,15 @@ def load_start(start: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
     heads = model.blocks[0].attention.num_heads
     sizes = schema.Model("gpt2", model.num_layers, heads, model.tokens.features, model.context_length)
     return schema.Config(tokenizer="bpe", model=sizes), tokenizer, model
+
+
+def _load_run(start: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
+    try:
+        return load(start)
+    except InputError as error:
+        raise InputError(
+            f"--start {error}; give a run that has been trained, a directory with a GPT-2, or gpt2, which is downloaded"
+        ) from error
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -199,4 +208,4 @@ def _read(directory: Path) -> tuple[schema.Config, Tokenizer]:
         known = ", ".join(sorted(str(path.parent) for path in RUNS.glob("*/config.toml"))) or "none yet"
         raise InputError(f"{directory}: no training run is here; runs: {known}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{directory}: {error}") from error
+        raise InputError(str(error)) from error

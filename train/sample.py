@@ -16,8 +16,8 @@ class Sample:
 
     run: tyro.conf.Positional[Path]
     """Directory of the run, such as runs/text."""
-    prompt: str = "The "
-    """What the text begins with."""
+    prompt: str | None = None
+    """What the text begins with. Default: a line break, or a question where answers were learned."""
     length: int = 500
     """Tokens to add, at most; an answer ends by itself."""
     temperature: float = 0.8
@@ -45,23 +45,28 @@ def write(options: Sample) -> Iterator[str]:
     from attention_jax.generate import stream
     from attention_jax.sampling import Sampling
     from train import run_directory
-    from train.data import END, has_answers
+    from train.data import END, has_answers, open_dataset
 
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed must be at least 0 and below 2**32, got {options.seed}")
     if options.length < 0:
         raise InputError(f"--length must be at least 0, got {options.length}")
     config, tokenizer, model = run_directory.load(options.run)
-    if not options.prompt:
+    if options.prompt == "":
         raise InputError("--prompt is empty: give at least one character, such as --prompt ' '")
-    prompt, rng = tokenizer.encode(options.prompt), jax.random.key(options.seed)
+    answers = has_answers(config.data)
+    begin = options.prompt or (open_dataset(config, tokenizer).shown[0][0] if answers else "\n")
+    try:
+        prompt, rng = tokenizer.encode(begin), jax.random.key(options.seed)
+    except InputError as error:
+        raise InputError(f"--prompt {begin!r}: {error}") from error
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
-    stop = tokenizer.encode(END) if has_answers(config.data) else ()
+    stop = tokenizer.encode(END) if answers else ()
     try:
         sampling.check()
     except ValueError as error:
         raise InputError(str(error)) from error
-    yield options.prompt
+    yield begin
     tokens, text, shown = [], "", ""
     for token in stream(model, prompt, options.length, rng=rng, sampling=sampling, stop=stop):
         tokens.append(int(token))

@@ -60,7 +60,8 @@ class CharTokenizer:
         tokens = np.searchsorted(vocabulary, points)
         unknown = np.flatnonzero(vocabulary[np.minimum(tokens, len(vocabulary) - 1)] != points)
         if len(unknown):
-            raise InputError(f"the text holds {text[unknown[0]]!r}, which the model's vocabulary does not")
+            known = self.vocabulary if len(self.vocabulary) <= 100 else self.vocabulary[:100] + "..."
+            raise InputError(f"the text holds {text[unknown[0]]!r}, which the model does not know; it knows {known!r}")
         return tokens.astype(np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -165,9 +166,10 @@ def load(path: Path) -> Tokenizer:
     Raises:
       ValueError: it is not a tokenizer.
     """
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
     kinds = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BpeTokenizer}
     try:
+        saved = json.loads(text)
         return kinds[saved.pop("kind")](**saved)
     except Exception as error:  # tokenizers raises nothing narrower
         raise ValueError(f"{path}: not a tokenizer ({error})") from error
