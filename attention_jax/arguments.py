@@ -29,7 +29,13 @@ def static_int(name: str, value: object, minimum: int | None = None) -> int:
         )
     if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    value = operator.index(value)
+    try:
+        value = operator.index(value)
+    except TypeError:  # of an array that is not one integer
+        raise TypeError(
+            f"{name} must be one integer, got {brief(value)}: it is the same for all examples; what differs goes by "
+            "positions=, key_lengths, segments or mask_from_function"
+        ) from None
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return value
@@ -47,12 +53,35 @@ def positions_alike(positions: Positions) -> list[jax.Array]:
     """Those of queries and of keys in the default integer dtype, with the same batch dimensions."""
     if not isinstance(positions, tuple | list) or len(positions) != 2:
         raise TypeError(f"positions must be a pair, those of queries and those of keys, got {type(positions).__name__}")
-    arrays = [jnp.asarray(each) for each in positions]
+    try:
+        arrays = [jnp.asarray(each) for each in positions]
+    except (TypeError, ValueError):  # the latter of None
+        raise TypeError(f"positions are integers, of queries and of keys; got {positions!r}") from None
     if any(array.ndim == 0 or not jnp.issubdtype(array.dtype, jnp.integer) for array in arrays):
         got = " and ".join(map(brief, arrays))
         raise TypeError(f"positions are integers, of queries [*B, T] and of keys [*B, S]; got {got}")
-    batch = jnp.broadcast_shapes(*(array.shape[:-1] for array in arrays))
+    try:
+        batch = jnp.broadcast_shapes(*(array.shape[:-1] for array in arrays))
+    except ValueError:
+        got = " and ".join(map(brief, arrays))
+        raise ValueError(f"positions are [*B, T] of queries and [*B, S] of keys, with the same *B; got {got}") from None
     return [jnp.broadcast_to(array.astype(int), (*batch, array.shape[-1])) for array in arrays]
+
+
+def positions_for(positions: Positions | None, batch: Sequence[int], T: int, S: int) -> list[jax.Array]:
+    """Those of T queries and S keys, by their index unless given; a `ValueError` for another number of them."""
+    if positions is None:
+        return [jnp.arange(T), jnp.arange(S)]
+    arrays = positions_alike(positions)
+    own = arrays[0].shape[:-1]
+    fits = len(own) in (0, len(batch)) and all(size in (1, wanted) for size, wanted in zip(own, batch, strict=False))
+    if not fits or [array.shape[-1] for array in arrays] != [T, S]:
+        got = " and ".join(map(brief, arrays))
+        raise ValueError(
+            f"positions must be [*B, T] = {[*batch, T]} or [T] of queries and [*B, S] = {[*batch, S]} or [S] of keys, "
+            f"got {got}"
+        )
+    return arrays
 
 
 def made_by(what: str, fn: Callable[..., Any], names: str, inputs: Sequence[Any], shape: Sequence[int]) -> jax.Array:

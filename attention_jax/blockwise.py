@@ -36,13 +36,13 @@ class Sizes(NamedTuple):
     narrow: int
     """The same, where a query sees few keys."""
     tile: int
-    """Queries or keys in a piece of a block that the mask cuts through; or a multiple, see `Sweep.most_tiles`."""
+    """The least queries or keys in a piece of a block that the mask cuts through: see `Grid.tile_of`."""
     step: int
-    """Scores, where there are more than twice as many. On a CPU all arrays of a step should take no more than some 32
-    MiB, which malloc would give back after each call; an accelerator wants to be filled."""
+    """Scores made in one step; at most twice as many, if they are all there are. On a CPU the arrays of a step should
+    stay below some 32 MiB, beyond which malloc gives memory back after each call; an accelerator wants to be filled."""
     together: int
-    """Steps of the forward pass that need not wait for each other, so that a core of a CPU has something to do while an
-    operation of one ends on another core; for no step of more than `step` scores, or malloc would give them back."""
+    """Steps of the forward pass in one pass of its loop, so that a core of a CPU can begin the next while another ends
+    the last. Only steps of at most `step` scores: larger ones would need more memory than that."""
 
 
 CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, together=2)

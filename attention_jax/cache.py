@@ -67,7 +67,7 @@ class KVCache:
 
         Raises:
           TypeError: padding that is not integers, a capacity that is traced.
-          ValueError: a capacity below 1, padding below 0.
+          ValueError: a capacity below 1, padding below 0 or for another batch.
         """
         capacity = static_int("capacity", capacity, minimum=1)
         shape = *batch, capacity, num_kv_heads
@@ -77,6 +77,10 @@ class KVCache:
             raise TypeError(f"padding must be integers, how many tokens, got {brief(jnp.asarray(padding))}")
         if not isinstance(padding, jax.core.Tracer) and (np.asarray(padding) < 0).any():
             raise ValueError(f"padding must be at least 0, got {np.min(padding)}")
+        if jnp.ndim(padding) > len(batch) or any(
+            size not in (1, wanted) for size, wanted in zip(jnp.shape(padding)[::-1], batch[::-1], strict=False)
+        ):
+            raise ValueError(f"padding must be [*B] = {list(batch)}, as batch= says, got {list(jnp.shape(padding))}")
         return cls(key, value, jnp.broadcast_to(-jnp.asarray(padding, jnp.int32), batch), ring)
 
     @property

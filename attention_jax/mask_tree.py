@@ -1,4 +1,5 @@
-"""The expression tree behind `masks.py`: what a mask can do, and one node for each kind of rule."""
+"""The expression tree behind `masks.py`: what a mask can do, and how masks are joined and placed. The rules are in
+`mask_rules.py`."""
 
 from __future__ import annotations
 

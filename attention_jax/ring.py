@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import positions_alike
+from attention_jax.arguments import positions_for
 from attention_jax.blocks import accumulator
 from attention_jax.blockwise import blockwise_attention, grid_for, weighted_sums
 from attention_jax.captured import hoisted
@@ -83,9 +83,7 @@ def ring_attention(
     mask, score = check_rules(mask, score, (*batch, N, T, S))
     if 0 in (*batch, T, N, S):
         return jnp.zeros((*batch, T, N, Hv), query.dtype)
-    queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else positions_alike(positions)
-    if (queries.shape, keys.shape) != ((T,), (S,)):
-        raise ValueError(f"positions must be [T] = [{T}] and [S] = [{S}], got {queries.shape} and {keys.shape}")
+    queries, keys = positions_for(positions, (), T, S)
     mask = Local(~prefix(0) if mask is None else mask, queries, keys)
     score = None if score is None else LocalScore(score, queries, keys)
     here = (*batch, T // parts, N, H), (*batch, S // parts, *value.shape[-2:])

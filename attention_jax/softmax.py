@@ -113,7 +113,7 @@ class AttentionRule:
     def product(self, letters, one, other, known):
         """`einsum`. XLA leaves a batch of small products to one core of a CPU, and divides it where a sum is fused with
         them; so one of zeros is, made of `known`: the key or the value `[h, s]`. They are NaN for what is not finite in
-        it, which is for `fold` to find in any case."""
+        it, which is for `Softmax.find` to find in any case."""
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
             return product
@@ -165,7 +165,7 @@ class AttentionRule:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _finite_product(rule, query, key):
-    """The products that `fold` makes, which XLA then makes once for both where nothing loops; 0 if not finite."""
+    """The products that `Softmax.find` makes, which XLA then makes once for both where nothing loops; 0 if not finite."""
     return finite_or_zero(rule.product("th,hs->ts", query, key, key))
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import positions_alike, static_int
+from attention_jax.arguments import positions_for, static_int
 from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import SamePairs, accumulator
@@ -94,7 +94,7 @@ def attention_statistics(
     *batch, T, N, _ = query.shape
     S, K = key.shape[-3:-1]
     top_k, tokens = static_int("top_k", top_k, minimum=0), _check_tokens(tokens, batch, T, S)
-    mask, score = check_rules(*placed(mask, score, positions), (*batch, N, T, S))
+    mask, score = check_rules(*placed(mask, score, positions, batch, T, S), (*batch, N, T, S))
     if 0 in (*batch, T, N, S):
         return _of_nothing(batch, N, T, S, top_k, accumulator(query.dtype), tokens is not None)
 
@@ -108,7 +108,7 @@ def attention_statistics(
     lse = jnp.where(real & (lse != -jnp.inf), lse, jnp.inf)  # so that a query that sees nothing has weights of 0
 
     extra = [(lse, "bkgt")]
-    for array, letters in _positions_and_tokens(positions, tokens, T, S):
+    for array, letters in _positions_and_tokens(positions, tokens, batch, T, S):
         array, letters = canonical_array(array, letters, batch, K, N)
         extra.append((pad(array, letters, grid), letters))
     arrays, letters = zip(*extra, strict=True)
@@ -204,8 +204,8 @@ class TopKeys(Fold):
         return found, [jnp.zeros_like(array) for array in found]
 
 
-def _positions_and_tokens(positions, tokens, T, S):
-    queries, keys = (jnp.arange(T), jnp.arange(S)) if positions is None else positions_alike(positions)
+def _positions_and_tokens(positions, tokens, batch, T, S):
+    queries, keys = positions_for(positions, batch, T, S)
     arrays = [(queries, "*t"), (keys, "*s")]
     if tokens is not None:
         before = jnp.roll(keys, 1, axis=-1)

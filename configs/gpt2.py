@@ -5,7 +5,7 @@
     python -m train gpt2 --data.path my.txt --start gpt2-medium \\
         --model.num-layers 24 --model.num-heads 16 --model.embed-dim 1024
 
-Hardware: one GPU with bfloat16. Not run to its end by this project yet: it has had no GPU.
+Hardware: one GPU with bfloat16. Not run to its end by this project yet.
 """
 
 from pathlib import Path

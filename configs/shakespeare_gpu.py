@@ -2,7 +2,7 @@
 
     python -m train shakespeare-gpu
 
-Hardware: one GPU with bfloat16. Not run to its end by this project yet: it has had no GPU.
+Hardware: one GPU with bfloat16. Not run to its end by this project yet.
 """
 
 from configs.schema import Config, Data, Model, Optimizer

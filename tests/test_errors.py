@@ -191,6 +191,24 @@ REFUSED = {
     "causal: beyond all positions": (lambda: aj.causal(offset=2**31 - 1), ValueError, "536870912, got 2147483647"),
     "attention: a function as mask": (lambda: aj.attention(Q, K, V, mask=lambda t, s: t > s), TypeError, r"mask_from_function\(fn\)"),
     "attention_statistics: one array of positions": (lambda: aj.attention_statistics(Q, K, positions=np.arange(7)), TypeError, "a pair"),
+    "attention: positions of nothing": (lambda: aj.attention(Q, K, V, positions=(None, np.arange(9))), TypeError, "of queries and of keys; got .None, array"),
+    "attention: positions of other batches": (
+        lambda: aj.attention(Q, K, V, positions=(np.ones((2, 7), int), np.ones((3, 9), int))), ValueError, r"with the same \*B; got int\d+\[2, 7\] and int\d+\[3, 9\]",
+    ),
+    "attention: positions of another length": (
+        lambda: aj.attention(Q, K, V, positions=(np.arange(5), np.arange(9))), ValueError,
+        r"positions must be \[\*B, T\] = \[2, 7\] or \[T\] of queries and \[\*B, S\] = \[2, 9\] or \[S\] of keys, got int\d+\[5\] and int\d+\[9\]",
+    ),
+    "attention: positions of another batch": (
+        lambda: aj.attention(Q, K, V, positions=(np.ones((3, 7), int), np.ones((3, 9), int))), ValueError, r"positions must be .* got int\d+\[3, 7\]",
+    ),
+    "explain: a kernel that cannot": (lambda: aj.explain(Q, K, V, score=aj.soft_cap(3.0), implementation="cudnn"), NotImplementedError, "cudnn"),
+    "attention_and_lse: a kernel that cannot": (lambda: aj.attention_and_lse(Q, K, V, implementation="cudnn"), NotImplementedError, "cudnn"),
+    "causal: offsets": (lambda: aj.causal(offset=jnp.array([1, 2])), TypeError, r"causal\(offset=\) must be one integer, got int\d+\[2\]: it is the same for all examples; what differs goes by positions="),
+    "prefix: of no integer": (lambda: aj.prefix(jnp.array(1.0)), TypeError, r"must be one integer, got float32\[\]"),
+    "KVCache.empty: padding of no batch": (
+        lambda: aj.KVCache.empty(4, 2, 8, padding=jnp.array([1, 2])), ValueError, r"padding must be \[\*B\] = \[\], as batch= says, got \[2\]",
+    ),
     "attention: one array of positions": (lambda: aj.attention(Q, K, V, positions=np.arange(7)), TypeError, "a pair, those of queries and those of keys, got ndarray"),
     "attention: no rate": (many(dropout_rate=None), TypeError, "dropout_rate must be a number, got None: pass 0.0"),
     "attention: a number as key": (many(dropout_rate=0.5, dropout_rng=0), TypeError, r"jax.random.key\(0\), got 0"),
