@@ -33,8 +33,8 @@ def static_int(name: str, value: object, minimum: int | None = None) -> int:
         value = operator.index(value)
     except TypeError:  # of an array that is not one integer
         raise TypeError(
-            f"{name} must be one integer, got {brief(value)}: it is the same for all examples; what differs goes by "
-            "positions=, key_lengths, segments or mask_from_function"
+            f"{name} must be one integer, got {brief(np.asarray(value))}: it is the same for all examples; what "
+            "differs goes by positions=, key_lengths, segments or mask_from_function"
         ) from None
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
@@ -77,10 +77,8 @@ def positions_for(positions: Positions | None, batch: Sequence[int], T: int, S: 
     fits = len(own) in (0, len(batch)) and all(size in (1, wanted) for size, wanted in zip(own, batch, strict=False))
     if not fits or [array.shape[-1] for array in arrays] != [T, S]:
         got = " and ".join(map(brief, arrays))
-        raise ValueError(
-            f"positions must be [*B, T] = {[*batch, T]} or [T] of queries and [*B, S] = {[*batch, S]} or [S] of keys, "
-            f"got {got}"
-        )
+        of_each = f", or [*B, T] = {[*batch, T]} and [*B, S] = {[*batch, S]}" if batch else ""
+        raise ValueError(f"positions must be [T] = [{T}] and [S] = [{S}]{of_each}; got {got}")
     return arrays
 
 
@@ -115,6 +113,6 @@ def real_array(name: str, value: ArrayLike) -> jax.Array:
     return array
 
 
-def brief(array: jax.Array) -> str:
+def brief(array: jax.Array | np.ndarray) -> str:
     """Dtype and shape, for messages."""
     return f"{array.dtype}{list(array.shape)}"

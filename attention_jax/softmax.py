@@ -165,7 +165,7 @@ class AttentionRule:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _finite_product(rule, query, key):
-    """The products that `Softmax.find` makes, which XLA then makes once for both where nothing loops; 0 if not finite."""
+    """The products that `Softmax.find` makes, which XLA makes once for both where nothing loops; 0 if not finite."""
     return finite_or_zero(rule.product("th,hs->ts", query, key, key))
 
 

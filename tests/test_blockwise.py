@@ -194,7 +194,7 @@ def test_checkpoint_scan_and_eager_calls(arrays):
 def test_shard_map_over_the_batch(implementation, arrays):
     """Each device has some examples; the slopes are everyone's."""
     query, key, value, cotangent = arrays
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     ours, shared = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
 
     def attend(query, key, value, lengths, slopes):

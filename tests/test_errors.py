@@ -197,7 +197,7 @@ REFUSED = {
     ),
     "attention: positions of another length": (
         lambda: aj.attention(Q, K, V, positions=(np.arange(5), np.arange(9))), ValueError,
-        r"positions must be \[\*B, T\] = \[2, 7\] or \[T\] of queries and \[\*B, S\] = \[2, 9\] or \[S\] of keys, got int\d+\[5\] and int\d+\[9\]",
+        r"positions must be \[T\] = \[7\] and \[S\] = \[9\], or \[\*B, T\] = \[2, 7\] and \[\*B, S\] = \[2, 9\]; got int\d+\[5\] and int\d+\[9\]",
     ),
     "attention: positions of another batch": (
         lambda: aj.attention(Q, K, V, positions=(np.ones((3, 7), int), np.ones((3, 9), int))), ValueError, r"positions must be .* got int\d+\[3, 7\]",
@@ -275,6 +275,12 @@ REFUSED = {
     "modules.TransformerLM: layers": (lambda: modules.TransformerLM(5, 4, 8, 2, 0, rngs=rngs()), ValueError, "num_layers must be at least 1"),
     "modules.TransformerLM: too long": (
         lambda: modules.TransformerLM(5, 4, 8, 2, 1, rngs=rngs())(jnp.zeros((2, 5), int)), ValueError, "4 rows",
+    ),
+    "modules.TransformerLM: positions by name": (
+        lambda: modules.TransformerLM(5, 4, 8, 2, 1, positions="rotary", rngs=rngs()), TypeError, "LearnedPositions, or be None, got 'rotary'; rotary ones",
+    ),
+    "modules.MultiHeadAttention: a number for random streams": (
+        lambda: modules.MultiHeadAttention(8, 4, dropout_rate=0.1, rngs=rngs())(X, rngs=0), TypeError, r"rngs must be nnx.Rngs\(dropout=...\), got 0",
     ),
     "modules.TransformerLM: positions of nothing": (
         lambda: modules.TransformerLM(5, 4, 8, 2, 1, positions=None, rngs=rngs())(jnp.zeros((2, 3), int), positions=jnp.arange(3)),

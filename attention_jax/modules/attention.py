@@ -243,6 +243,7 @@ class MultiHeadAttention(nnx.Module):
           bits are the same with weights or without.
 
         Raises:
+          TypeError: `rngs` that are none.
           ValueError: shapes that do not fit, a `context` given to a fused projection, a cache that has no room, or one
             together with a `context` or `return_weights`.
         """
@@ -321,7 +322,11 @@ def recover_weights(
 
 
 def _dropout_arguments(rate: float, rngs: nnx.Rngs | None) -> dict[str, Any]:
-    return {"dropout_rate": rate, "dropout_rng": rngs.dropout()} if rate and rngs is not None else {}
+    if not rate or rngs is None:
+        return {}
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"rngs must be nnx.Rngs(dropout=...), got {rngs!r}")
+    return {"dropout_rate": rate, "dropout_rng": rngs.dropout()}
 
 
 def _weights_of(linear: nnx.Linear) -> tuple[jax.Array, jax.Array | None]:

@@ -95,6 +95,7 @@ class TransformerLM(nnx.Module):
       rngs: initialises the parameters.
 
     Raises:
+      TypeError: positions that build nothing.
       ValueError: no layers, and as `TransformerBlock`.
 
     >>> sizes = dict(vocab_size=65, context_length=64, embed_dim=32, num_heads=4, num_layers=2)
@@ -121,6 +122,11 @@ class TransformerLM(nnx.Module):
     ) -> None:
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        if not (positions is None or callable(positions)):
+            raise TypeError(
+                f"positions must build an embedding, such as LearnedPositions, or be None, got {positions!r}; rotary "
+                "ones are MultiHeadAttention(rotary=...), by block=partial(TransformerBlock, attention=partial(...))"
+            )
         self.tokens = nnx.Embed(vocab_size, embed_dim, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
         self.tokens.embedding = nnx.Param(self.tokens.embedding[...], axes=("vocab", "embed"))
         self.positions = None if positions is None else positions(context_length, embed_dim, rngs=rngs)
