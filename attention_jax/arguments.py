@@ -113,6 +113,13 @@ def real_array(name: str, value: ArrayLike) -> jax.Array:
     return array
 
 
+def index_array(array: ArrayLike) -> jax.Array:
+    """Integers in the default integer dtype, and no larger than it goes. A small dtype does for what is said in it, and
+    not for what that is compared with: to JAX, 299 is 43 in int8."""
+    array, most = jnp.asarray(array), jnp.iinfo(jnp.asarray(0).dtype).max
+    return (jnp.minimum(array, most) if jnp.iinfo(array.dtype).max > most else array).astype(int)
+
+
 def brief(array: jax.Array | np.ndarray) -> str:
     """Dtype and shape, for messages."""
     return f"{array.dtype}{list(array.shape)}"

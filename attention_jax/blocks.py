@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from attention_jax.operation import Operation, vary_like
@@ -290,7 +291,7 @@ class Sweep(Operation):
 
 def accumulator(dtype):
     """What sums are held in: float32, or float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return np.promote_types(dtype, np.float32)
 
 
 def _widened(array):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import is_real
+from attention_jax.arguments import index_array, is_real
 from attention_jax.mask_tree import Mask, as_mask
 
 if TYPE_CHECKING:
@@ -129,11 +129,11 @@ def check_scale(scale: ArrayLike | None, head_dim: int) -> Any:
     """The factor on query . key: 1/sqrt(H) unless given."""
     if scale is None:
         return 1 / math.sqrt(head_dim) if head_dim else 1.0
-    dtype = jnp.result_type(scale)
-    if not is_real(dtype):
-        raise TypeError(f"scale must be a real number, got {dtype}")
-    if jnp.ndim(scale) != 0:
-        raise ValueError(f"scale must be one number, got {jnp.shape(scale)}: multiply the query by an array instead")
+    array = jnp.asarray(scale)
+    if not is_real(array.dtype):
+        raise TypeError(f"scale must be a real number, got {array.dtype}")
+    if array.ndim != 0:
+        raise ValueError(f"scale must be one number, got {array.shape}: multiply the query by an array instead")
     return scale
 
 
@@ -147,6 +147,7 @@ def check_indices(name: str, indices: Integers | None, size: int) -> jax.Array:
         raise TypeError(f"{name} must be a list of integers, got {indices.dtype}{list(indices.shape)}")
     if known is not None and (missing := known[(known < -size) | (known >= size)]).size:
         raise ValueError(f"{name} must lie in {-size} .. {size - 1}, got {missing[0]}")
+    indices = index_array(indices)
     return jnp.where(indices < 0, indices + size, indices)
 
 
@@ -164,9 +165,14 @@ def check_auto(**arrays: Any) -> None:
 
 
 def _check_dtypes(arrays: Mapping[str, Any]) -> dict[str, jax.Array]:
+    missing = [name for name, array in arrays.items() if array is None]
+    if missing:
+        raise TypeError(f"{missing[0]} must be an array, got None")
     arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
     check_auto(**arrays)
     for name, array in arrays.items():
+        if array.dtype.itemsize == 1 and jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"{name} must have 16 bits or more, got {array.dtype}: convert it, e.g. to bfloat16")
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"{name} must be floating point, got {array.dtype}: convert it, e.g. {name}.astype(float)")
     if len({array.dtype for array in arrays.values()}) > 1:

@@ -16,6 +16,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
@@ -269,7 +270,7 @@ def head_weights(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """One head's weights `[T, S]`, all finite; log-sum-exp `[T]`; what is visible after all; and `[T, 1]`, which rows
     saw what is not finite, and so have no right answer."""
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    dtype = np.promote_types(query.dtype, np.float32)
     query, query_finite = _finite_rows(query.astype(dtype))
     key, key_finite = _finite_rows(key.astype(dtype))
     products = jnp.einsum("th,sh->ts", query, key, precision=precision)

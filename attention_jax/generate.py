@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import static_int
+from attention_jax.arguments import brief, index_array, static_int
 from attention_jax.cache import KVCache, look_back
 from attention_jax.modules.embedding import LearnedPositions
 from attention_jax.sampling import Sampling
@@ -94,7 +94,7 @@ def generate(
       Texts `[*B, P + num_tokens]` and their lengths, prompt and stop token included.
 
     Raises:
-      TypeError: a traced option or number of tokens.
+      TypeError: a traced option or number of tokens, a `sampling` that is none, `stop` that is not integers.
       ValueError: an empty prompt, tokens outside the vocabulary, lengths or options out of their range.
 
     >>> from attention_jax.modules import TransformerLM
@@ -103,7 +103,7 @@ def generate(
     >>> text.tokens.shape, text.length.tolist()
     ((2, 23), [23, 21])
     """
-    options = (sampling or Sampling()), jnp.asarray(stop, jnp.int32), mask
+    options = _options(sampling, stop, mask)
     plan, params, tokens, lengths = _prepare(model, prompt, num_tokens, lengths, *options)
     tokens, lengths = _generate(params, tokens, lengths, rng, *options, plan=plan)
     return Text(tokens[0], lengths[0]) if jnp.ndim(prompt) == 1 else Text(tokens, lengths)
@@ -136,7 +136,7 @@ def stream(
     >>> len([token for token in stream(model, jnp.array([1, 2, 3]), 20, rng=jax.random.key(0))])
     20
     """
-    options = (sampling or Sampling()), jnp.asarray(stop, jnp.int32), mask
+    options = _options(sampling, stop, mask)
     plan, params, tokens, lengths = _prepare(model, prompt, num_tokens, lengths, *options)
     state, ended = _start(params, tokens, lengths, mask, plan=plan), np.zeros(len(lengths), bool)
     for _ in range(plan.num_tokens):
@@ -146,6 +146,17 @@ def stream(
         new = np.where(ended, -1, jax.device_get(state.tokens[:, state.column - 1]))
         yield new[0] if jnp.ndim(prompt) == 1 else new
         ended = jax.device_get(state.done)
+
+
+def _options(
+    sampling: Sampling | None, stop: Integers, mask: MaskLike | None
+) -> tuple[Sampling, jax.Array, MaskLike | None]:
+    if not isinstance(sampling, Sampling | None):
+        raise TypeError(f"sampling must be a Sampling, such as Sampling(temperature=0.8), got {sampling!r}")
+    tokens = jnp.asarray(stop)
+    if tokens.ndim != 1 or (tokens.size and not jnp.issubdtype(tokens.dtype, jnp.integer)):
+        raise TypeError(f"stop must be a list of tokens, which are integers, got {brief(tokens)}")
+    return sampling or Sampling(), tokens.astype(jnp.int32), mask
 
 
 def _prepare(
@@ -166,9 +177,10 @@ def _prepare(
     lengths = jnp.full(B, P) if lengths is None else jnp.asarray(lengths)
     if lengths.shape != (B,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(f"lengths must be integers [B] = [{B}], got {lengths.dtype} {lengths.shape}")
+    _check_range("lengths", lengths, 1, P)
+    lengths = index_array(lengths)
     sampling.check()
     vocab_size = model.tokens.num_embeddings
-    _check_range("lengths", lengths, 1, P)
     _check_range("prompt", jnp.where(_columns(prompt) < lengths[:, None], prompt, 0), 0, vocab_size - 1)
     _check_range("stop", stop, 0, vocab_size - 1)
 
@@ -195,8 +207,11 @@ def _columns(tokens: jax.Array) -> jax.Array:
 
 
 def _check_range(name: str, values: jax.Array, least: int, most: int) -> None:
-    if not isinstance(values, jax.core.Tracer) and values.size and (values.min() < least or values.max() > most):
-        raise ValueError(f"{name} must be from {least} to {most}, got {int(values.min())} to {int(values.max())}")
+    if isinstance(values, jax.core.Tracer) or not values.size:
+        return
+    known = np.asarray(values)  # which stays known inside jax.jit
+    if known.min() < least or known.max() > most:
+        raise ValueError(f"{name} must be from {least} to {most}, got {known.min()} to {known.max()}")
 
 
 @partial(jax.jit, static_argnames="plan")

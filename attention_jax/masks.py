@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import FARTHEST, static_int, static_offset
+from attention_jax.arguments import FARTHEST, index_array, static_int, static_offset
 from attention_jax.mask_rules import Causal, Function, KeyLengths, Prefix, Segments, Window
 from attention_jax.mask_tree import Mask, as_mask
 from attention_jax.typing import Integers
@@ -123,7 +123,7 @@ def key_lengths(lengths: Integers) -> Mask:
     >>> key_lengths(jnp.array([1, 3])).to_array(1, 3).astype(int).tolist()
     [[[[1, 0, 0]]], [[[1, 1, 1]]]]
     """
-    return KeyLengths(_integers("key_lengths(lengths)", lengths))
+    return KeyLengths(index_array(_integers("key_lengths(lengths)", lengths)))
 
 
 def mask_from_array(array: ArrayLike | Sequence[Any]) -> Mask:

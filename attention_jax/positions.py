@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import static_int
+from attention_jax.arguments import index_array, static_int
 
 
 def sinusoidal_positions(positions: int | jax.Array, dim: int, *, base: float = 10000.0) -> jax.Array:
@@ -73,7 +73,8 @@ def learned_positions(table: jax.Array, positions: int | jax.Array) -> jax.Array
     elif isinstance(positions, jax.core.Tracer) or positions.size == 0:  # type: ignore[union-attr]
         first, last = 0, -1
     else:
-        first, last = int(positions.min()), int(positions.max())  # type: ignore[union-attr]
+        known = np.asarray(positions)  # which stays known inside jax.jit
+        first, last = int(known.min()), int(known.max())
     if first < 0 or last >= rows:
         raise ValueError(
             f"positions {first} to {last} do not fit the position table of {rows} rows: "
@@ -81,6 +82,7 @@ def learned_positions(table: jax.Array, positions: int | jax.Array) -> jax.Array
         )
     if jnp.ndim(positions) == 0:
         return table[:positions]
+    positions = index_array(positions)
     positions = jnp.where(positions < 0, rows, positions)  # which else count from the end
     return jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan)
 
@@ -136,7 +138,7 @@ def rotary_embedding(
             "expected x [*B, T, N, H], positions [T] or [*B, T], frequencies [R / 2] with R <= H; "
             f"got x {x.shape}, positions {positions.shape}, frequencies {frequencies.shape}"
         )
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = np.promote_types(x.dtype, np.float32)
     angles = positions[..., None].astype(dtype) * frequencies.reshape((1,) * positions.ndim + (-1,)).astype(dtype)
     angles = angles.reshape((1,) * (x.ndim - 2 - positions.ndim) + (*angles.shape[:-1], 1, angles.shape[-1]))
     cos, sin = amplitude * jnp.cos(angles), amplitude * jnp.sin(angles)

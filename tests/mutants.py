@@ -29,7 +29,7 @@ MUTANTS = [
     Mutant("dot_product.py", "logits = jnp.asarray(scale, dtype) * jnp.where(", "logits = jnp.where(", "test_dot_product.py::test_every_head_layout"),
     Mutant("dot_product.py", "exponential / total)", "exponential)", "test_dot_product.py::test_every_head_layout"),
     Mutant("dot_product.py", "jnp.max(logits, axis=-1, keepdims=True,", "jnp.max(logits, axis=-2, keepdims=True,", "test_weights.py::test_every_mask"),
-    Mutant("dot_product.py", "dtype = jnp.promote_types(query.dtype, jnp.float32)", "dtype = query.dtype", "test_contract.py::test_float16_logits_beyond_float16[reference] -m slow"),
+    Mutant("dot_product.py", "dtype = np.promote_types(query.dtype, np.float32)", "dtype = query.dtype", "test_contract.py::test_float16_logits_beyond_float16[reference] -m slow"),
     Mutant("dot_product.py", "output = jnp.matmul(weights, value, precision=precision)", "output = jnp.matmul(weights, value)", "test_contract.py::test_precision_reaches_both_products"),
     Mutant("dot_product.py", "logits, -jnp.inf))\n    chex", "logits, -1e30))\n    chex", "test_contract.py::test_a_row_that_sees_nothing_is_0_and_passes_no_gradient[reference] -m slow"),
     Mutant("dot_product.py", "jnp.where(keep, weights / (1 - rate), 0)", "jnp.where(keep, weights, 0)", "test_contract.py::test_dropout_keeps_the_mean_and_the_rate"),

@@ -180,3 +180,10 @@ def test_next_to_temperature_0_the_likeliest_is_drawn(temperature):
     logits = jnp.array([0.1, 5.0, 4.0, -jnp.inf])
     draw = Sampling(temperature=temperature, top_p=0.9).draw
     assert all(draw(logits, jnp.zeros(4, bool), jax.random.key(seed)) == 1 for seed in range(5))
+
+
+def test_lengths_of_a_dtype_that_ends_before_the_text():
+    prompt = np.resize(PROMPT, (1, 250))
+    texts = [generate(MODEL, prompt, 10, lengths=np.array([250], dtype), rng=RNG) for dtype in ("int32", "uint8")]
+    assert texts[0].length.tolist() == texts[1].length.tolist() == [260]
+    np.testing.assert_array_equal(*(text.tokens for text in texts))

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
@@ -306,7 +307,7 @@ def recover_weights(
     """The weights `[*B, N, T, S]` of any `attention_fn`: attention is linear in the value, and these are what it makes
     of the identity."""
     attention_fn = getattr(attention_fn, "watched", attention_fn)  # this is no call to be noted: see `inspection`
-    query, key = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (query, key))
+    query, key = (x.astype(np.promote_types(x.dtype, np.float32)) for x in (query, key))
     S, K = key.shape[-3:-1]
     identity = jnp.broadcast_to(jnp.eye(S, dtype=key.dtype)[:, None, :], (S, K, S))
     identity = jnp.broadcast_to(identity.reshape((1,) * (key.ndim - 3) + (S, K, S)), (*key.shape[:-1], S))

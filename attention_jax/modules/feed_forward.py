@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from attention_jax.checks import check_dropout_rate
@@ -17,7 +17,7 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 
     `jax.nn.gelu` takes erfc, which keeps more digits of what is nearly 0 (x < -3), and takes longer.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(np.promote_types(x.dtype, np.float32))
     return (wide * (1 + jax.lax.erf(wide / math.sqrt(2))) / 2).astype(x.dtype)
 
 
