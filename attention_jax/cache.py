@@ -73,14 +73,13 @@ class KVCache:
         shape = *batch, capacity, num_kv_heads
         key = jnp.zeros((*shape, head_dim), dtype)
         value = jnp.zeros((*shape, head_dim if value_dim is None else value_dim), dtype)
-        if not jnp.issubdtype(jnp.result_type(padding), jnp.integer):
+        if not jnp.issubdtype(jnp.asarray(padding).dtype, jnp.integer):
             raise TypeError(f"padding must be integers, how many tokens, got {brief(jnp.asarray(padding))}")
         if not isinstance(padding, jax.core.Tracer) and (np.asarray(padding) < 0).any():
             raise ValueError(f"padding must be at least 0, got {np.min(padding)}")
-        if jnp.ndim(padding) > len(batch) or any(
-            size not in (1, wanted) for size, wanted in zip(jnp.shape(padding)[::-1], batch[::-1], strict=False)
-        ):
-            raise ValueError(f"padding must be [*B] = {list(batch)}, as batch= says, got {list(jnp.shape(padding))}")
+        sizes = np.shape(padding)
+        if len(sizes) > len(batch) or any(a not in (1, b) for a, b in zip(sizes[::-1], batch[::-1], strict=False)):
+            raise ValueError(f"padding must be [*B] = {list(batch)}, as batch= says, got {list(sizes)}")
         return cls(key, value, jnp.broadcast_to(-jnp.asarray(padding, jnp.int32), batch), ring)
 
     @property

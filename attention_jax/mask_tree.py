@@ -116,7 +116,8 @@ class Mask:
         ■ ■ ·
         ■ ■ ·
         """
-        array = np.asarray(self.to_array(T, S)).reshape(-1, T, S)
+        with jax.ensure_compile_time_eval():  # inside jax.jit, too
+            array = np.asarray(self.to_array(T, S)).reshape(-1, T, S)
         return "\n".join(" ".join("■" if seen else "·" for seen in row) for row in array[0])
 
     def _sizes(self) -> tuple[int | None, ...]:
@@ -133,7 +134,8 @@ class Mask:
         except ValueError as problem:
             return f"{self!r}: {problem}"
         rows, columns = min(T, _DRAWN_LIMIT), min(S, _DRAWN_LIMIT)
-        drawn = cut_leaves(self, t=slice(rows), s=slice(columns)).to_array(rows, columns)
+        with jax.ensure_compile_time_eval():
+            drawn = cut_leaves(self, t=slice(rows), s=slice(columns)).to_array(rows, columns)
         first = "" if (rows, columns) == (T, S) else f"first {rows} x {columns} of "
         count = math.prod(drawn.shape[:-2])
         which = f", the first of {count}" if count > 1 else ""

@@ -82,6 +82,8 @@ class SoftCap(Score):
 
     def apply(self, logits: jax.Array, head: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         cap = jnp.asarray(self.cap, logits.dtype)
+        most = jnp.finfo(logits.dtype).max * 1e-4  # of infinite ones, the slope by the cap would be NaN
+        logits = jnp.clip(logits, -most, most)
         return cap * jnp.tanh(logits / cap)
 
     def axes(self) -> list[str]:

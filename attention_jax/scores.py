@@ -39,6 +39,8 @@ def bias(array: ArrayLike) -> Score:
     >>> attention(x, x, x, score=bias(jnp.zeros((3, 3)))).shape
     (3, 2, 4)
     """
+    if array is None:
+        raise TypeError("bias(array) must be an array, got None")
     return Bias(jnp.asarray(array))
 
 
@@ -104,9 +106,11 @@ def soft_cap(cap: ArrayLike) -> Score:
     """
     real_array("soft_cap(cap)", cap)
     cap = jnp.asarray(cap, float) if isinstance(cap, jax.Array) else np.asarray(cap, float)
-    if cap.ndim != 0 or (not isinstance(cap, jax.core.Tracer) and not 0 < cap < np.inf):
-        got = cap if cap.ndim == 0 else cap.shape
-        raise ValueError(f"soft_cap(cap) must be one positive finite number, got {got}")
+    known = None if isinstance(cap, jax.core.Tracer) else np.asarray(cap)
+    finite = jnp.finfo(jnp.float32)
+    if cap.ndim != 0 or (known is not None and not finite.tiny <= known <= finite.max):
+        got = cap.shape if cap.ndim else cap if known is None else known
+        raise ValueError(f"soft_cap(cap) must be one positive finite number, in float32 too, got {got}")
     return SoftCap(cap)
 
 

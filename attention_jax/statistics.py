@@ -104,6 +104,7 @@ def attention_statistics(
     if lse is not None and jnp.shape(lse) != (*batch, N, T):
         raise ValueError(f"lse must be [*B, N, T] = {[*batch, N, T]}, got {list(jnp.shape(lse))}")
     lse = problem.softmax()[1] if lse is None else problem.given(jnp.asarray(lse))
+    lse = lse.astype(accumulator(lse.dtype))
     real = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 3) < T
     lse = jnp.where(real & (lse != -jnp.inf), lse, jnp.inf)  # so that a query that sees nothing has weights of 0
 

@@ -12,6 +12,7 @@ import suite
 from flax import nnx
 
 import attention_jax as aj
+from attention_jax.cache import KVCache
 from attention_jax.modules import MultiHeadAttention, SinusoidalPositions, TransformerBlock, TransformerLM
 
 T, N, K, H, Hv = 9, 4, 2, 8, 5
@@ -263,3 +264,7 @@ def test_nothing_is_appended(batch, T, ring):
         after = append(new, new)
         np.testing.assert_array_equal(after.key, cache.key)
         np.testing.assert_array_equal(after.length, cache.length + T)
+
+
+def test_padding_as_a_list():
+    assert KVCache.empty(4, 2, 8, batch=(2,), padding=[0, 3]).length.tolist() == [0, -3]

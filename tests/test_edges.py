@@ -3,6 +3,7 @@ other dtypes of positions, nothing at all."""
 
 import gc
 import weakref
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -144,6 +145,82 @@ def test_positions_of_any_integer_dtype(implementation, dtype):
         suite.close(attend(positions=places), attend())
     found = aj.attention_statistics(*X[:2], positions=places)
     suite.close(found.distance, aj.attention_statistics(*X[:2]).distance)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
+def test_integers_of_a_dtype_that_ends_before_the_keys(dtype):
+    x, number = normal(300, 1, 4), np.asarray(100, dtype)
+    mask = aj.key_lengths(number)
+    for attend in (partial(aj.attention, x, x, x), partial(aj.attention, x, x.at[200].set(jnp.nan), x)):
+        suite.close(attend(mask=mask), aj.attention(x, x[:100], x[:100]), 1e-5)
+        suite.close(attend(mask=~~mask), aj.attention(x, x[:100], x[:100]), 1e-5)
+    suite.close(aj.attention_weights(x, x, rows=number[None]), aj.attention_weights(x[100:101], x))
+    table = normal(300, 4)
+    suite.close(jax.jit(aj.learned_positions)(table, number[None]), table[100:101])
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_nothing_is_promoted_in_silence(implementation):
+    x = X.astype(jnp.bfloat16)
+    score = aj.alibi(SLOPES) >> aj.soft_cap(3.0)
+
+    def loss(*x):
+        options = {"mask": aj.causal() & aj.key_lengths(7), "score": score, "implementation": implementation}
+        output = aj.attention(*x, **options, dropout_rate=0.1, dropout_rng=jax.random.key(0))
+        return jnp.sum(output.astype(jnp.float32))
+
+    with jax.numpy_dtype_promotion("strict"):
+        found = jax.value_and_grad(loss, (0, 1, 2))(*x)
+    suite.close(found, jax.value_and_grad(loss, (0, 1, 2))(*x), 0)
+
+
+def test_integers_beyond_the_default_dtype_are_many():
+    assert aj.key_lengths(np.uint32(2**31 + 5)).to_array(1, 3).all()
+
+
+def test_what_is_known_stays_known_inside_a_jit(capsys):
+    cap, rows = jnp.float32(3.0), jnp.array([1, 2])
+
+    @jax.jit
+    def run(table):
+        print(aj.causal())
+        return aj.attention(*X, score=scores.soft_cap(cap)), aj.learned_positions(table, rows)
+
+    table = normal(4, 3)
+    suite.close(run(table), (aj.attention(*X, score=scores.soft_cap(3.0)), table[1:3]))
+    assert capsys.readouterr().out == f"{aj.causal()}\n"
+    with pytest.raises(ValueError, match="positions 1 to 2 do not fit"):
+        run(table[:2])
+
+
+@dataclass
+class WithoutHash:
+    factor: float
+
+    def __call__(self, *inputs):
+        return inputs[0] * self.factor if len(inputs) == 4 else inputs[0] * self.factor >= inputs[1]
+
+
+def test_an_object_without_a_hash_serves_as_a_function():
+    rule = WithoutHash(2.0)
+    for factor in (2.0, 0.5):
+        rule.factor = factor
+        rules = {"mask": aj.mask_from_function(rule), "score": aj.score_from_function(rule)}
+        suite.close(blockwise_attention(*X, **rules)[0], aj.multi_head_attention(*X, **rules))
+    suite.close(aj.attention(*X, score=WithoutHash(2.0)), aj.attention(*X, score=lambda logit, head, t, s: 2 * logit))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+@pytest.mark.parametrize("mask", [None, aj.causal()], ids=str)
+def test_a_cap_has_a_slope_at_what_a_bias_hides(implementation, mask):
+    hidden = aj.bias(jnp.where(jnp.tri(11, dtype=bool), 0, -jnp.inf))
+
+    def loss(cap, score):
+        output = aj.attention(*X, mask=mask, score=score >> aj.soft_cap(cap), implementation=implementation)
+        return jnp.sum(output**2)
+
+    found, true = (jax.grad(loss)(0.7, score) for score in (hidden, aj.bias(jnp.where(jnp.tri(11) > 0, 0, -1e4))))
+    suite.close(found, true, 1e-5)
 
 
 @pytest.mark.parametrize("lengths", [(2, 1), pytest.param((1, 3), marks=pytest.mark.slow)])

@@ -247,3 +247,8 @@ def test_dtypes():
 
 def test_blocks_are_those_of_attention():
     assert ours.grid_for is blockwise.grid_for
+
+
+def test_a_log_sum_exp_of_a_narrow_dtype_does_not_narrow_the_rest():
+    lse = jnp.zeros((B, N, T), jnp.bfloat16)
+    assert attention_statistics(QUERY, KEY, lse=lse).entropy.dtype == jnp.float32
