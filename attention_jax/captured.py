@@ -3,6 +3,7 @@ blocks, mapped over and differentiated as any other."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import weakref
@@ -114,26 +115,9 @@ def _weak(fn: Any) -> Any:
         reference = weakref.WeakMethod(fn) if inspect.ismethod(fn) else weakref.ref(fn)
     except TypeError:
         return fn
-    try:
+    with contextlib.suppress(TypeError):  # an object with `__call__` may have no hash
         hash(reference)  # which it keeps for when the function is gone
-    except TypeError:
-        return _Itself(reference, id(fn))
     return reference
-
-
-class _Itself:
-    """A weak reference to what has no hash, as an object of a class with `__call__` may have none."""
-
-    def __init__(self, reference: Any, number: int) -> None:
-        self.reference, self.number = reference, number
-
-    def __hash__(self) -> int:
-        return self.number
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Itself):
-            return False
-        return self is other or self.reference() is other.reference() is not None
 
 
 def _digest(jaxpr: Jaxpr) -> str:

@@ -207,6 +207,8 @@ def test_an_object_without_a_hash_serves_as_a_function():
         rule.factor = factor
         rules = {"mask": aj.mask_from_function(rule), "score": aj.score_from_function(rule)}
         suite.close(blockwise_attention(*X, **rules)[0], aj.multi_head_attention(*X, **rules))
+        suite.close(*(jax.jit(partial(gradients, attend, **rules))() for attend in BOTH.values()), 1e-5)
+        suite.close(*(jax.vmap(partial(attend, **rules))(X, X, X) for attend in BOTH.values()))
     suite.close(aj.attention(*X, score=WithoutHash(2.0)), aj.attention(*X, score=lambda logit, head, t, s: 2 * logit))
 
 
