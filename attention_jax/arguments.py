@@ -105,11 +105,16 @@ def is_real(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
+def check_real(name: str, dtype: Any) -> None:
+    """Raise `TypeError` unless these are real numbers."""
+    if not is_real(dtype):
+        raise TypeError(f"{name} must be real, got {dtype}")
+
+
 def real_array(name: str, value: ArrayLike) -> jax.Array:
     """`value` as an array of real numbers, or a `TypeError`."""
     array = jnp.asarray(value)
-    if not is_real(array.dtype):
-        raise TypeError(f"{name} must be real numbers, got {array.dtype}")
+    check_real(name, array.dtype)
     return array
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import index_array, is_real
+from attention_jax.arguments import check_real, index_array
 from attention_jax.mask_tree import Mask, as_mask
 
 if TYPE_CHECKING:
@@ -129,11 +129,9 @@ def check_scale(scale: ArrayLike | None, head_dim: int) -> Any:
     """The factor on query . key: 1/sqrt(H) unless given."""
     if scale is None:
         return 1 / math.sqrt(head_dim) if head_dim else 1.0
-    array = jnp.asarray(scale)
-    if not is_real(array.dtype):
-        raise TypeError(f"scale must be a real number, got {array.dtype}")
-    if array.ndim != 0:
-        raise ValueError(f"scale must be one number, got {array.shape}: multiply the query by an array instead")
+    if np.ndim(scale) != 0:
+        raise ValueError(f"scale must be one number, got {np.shape(scale)}: multiply the query by an array instead")
+    check_real("scale", jnp.result_type(scale))
     return scale
 
 

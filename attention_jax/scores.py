@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import real_array, static_int, static_offset
+from attention_jax.arguments import check_real, real_array, static_int, static_offset
 from attention_jax.score_rules import Alibi, Bias, RelativeBias, SoftCap
 from attention_jax.score_tree import Score, as_score
 
@@ -104,8 +104,9 @@ def soft_cap(cap: ArrayLike) -> Score:
     >>> attention(100 * x, x, x, score=soft_cap(30.0)).shape
     (6, 2, 4)
     """
-    real_array("soft_cap(cap)", cap)
-    cap = jnp.asarray(cap, float) if isinstance(cap, jax.Array) else np.asarray(cap, float)
+    cap = cap if isinstance(cap, jax.Array) else np.asarray(cap)
+    check_real("soft_cap(cap)", cap.dtype)
+    cap = cap.astype(float)
     known = None if isinstance(cap, jax.core.Tracer) else np.asarray(cap)
     finite = jnp.finfo(jnp.float32)
     if cap.ndim != 0 or (known is not None and not finite.tiny <= known <= finite.max):
