@@ -239,7 +239,7 @@ def test_what_cannot_go_on_is_refused():
     with pytest.raises(InputError, match="with other data than the run began with"):
         main(["text", "--resume", "--name", "one"])
     Path("one.txt").write_text("abcdefghi " * 500)
-    with pytest.raises(InputError, match="the text holds 'i', which the model's vocabulary does not"):
+    with pytest.raises(InputError, match="the text holds 'i', which the model does not know; it knows ' abcdefgh'"):
         main(["text", "--resume", "--name", "one"])
 
 
