@@ -57,13 +57,12 @@ def positions_alike(positions: Positions) -> list[jax.Array]:
         arrays = [jnp.asarray(each) for each in positions]
     except (TypeError, ValueError):  # the latter of None
         raise TypeError(f"positions are integers, of queries and of keys; got {positions!r}") from None
+    got = " and ".join(map(brief, arrays))
     if any(array.ndim == 0 or not jnp.issubdtype(array.dtype, jnp.integer) for array in arrays):
-        got = " and ".join(map(brief, arrays))
         raise TypeError(f"positions are integers, of queries [*B, T] and of keys [*B, S]; got {got}")
     try:
         batch = jnp.broadcast_shapes(*(array.shape[:-1] for array in arrays))
     except ValueError:
-        got = " and ".join(map(brief, arrays))
         raise ValueError(f"positions are [*B, T] of queries and [*B, S] of keys, with the same *B; got {got}") from None
     return [jnp.broadcast_to(array.astype(int), (*batch, array.shape[-1])) for array in arrays]
 
@@ -94,10 +93,15 @@ def made_by(what: str, fn: Callable[..., Any], names: str, inputs: Sequence[Any]
     if not isinstance(made, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
         raise TypeError(f"{what} must return an array, got {type(made).__name__}")
     array = jnp.asarray(made)
-    sizes = zip(array.shape[::-1], shape[::-1], strict=False)
-    if array.ndim > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
+    if not broadcasts(array.shape, shape):
         raise ValueError(f"{what} must return one number for each pair, {list(shape)}, got {list(array.shape)}")
     return array
+
+
+def broadcasts(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether an array of this shape can be broadcast to the one wanted."""
+    sizes = zip(shape[::-1], wanted[::-1], strict=False)
+    return len(shape) <= len(wanted) and all(size in (1, other) for size, other in sizes)
 
 
 def is_real(dtype: Any) -> bool:

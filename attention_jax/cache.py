@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from attention_jax.arguments import brief, static_int
+from attention_jax.arguments import brief, broadcasts, static_int
 from attention_jax.mask_tree import as_mask
 from attention_jax.typing import MaskLike
 
@@ -77,9 +77,8 @@ class KVCache:
             raise TypeError(f"padding must be integers, how many tokens, got {brief(jnp.asarray(padding))}")
         if not isinstance(padding, jax.core.Tracer) and (np.asarray(padding) < 0).any():
             raise ValueError(f"padding must be at least 0, got {np.min(padding)}")
-        sizes = np.shape(padding)
-        if len(sizes) > len(batch) or any(a not in (1, b) for a, b in zip(sizes[::-1], batch[::-1], strict=False)):
-            raise ValueError(f"padding must be [*B] = {list(batch)}, as batch= says, got {list(sizes)}")
+        if not broadcasts(np.shape(padding), batch):
+            raise ValueError(f"padding must be [*B] = {list(batch)}, as batch= says, got {list(np.shape(padding))}")
         return cls(key, value, jnp.broadcast_to(-jnp.asarray(padding, jnp.int32), batch), ring)
 
     @property

@@ -106,11 +106,11 @@ def soft_cap(cap: ArrayLike) -> Score:
     """
     cap = cap if isinstance(cap, jax.Array) else np.asarray(cap)
     check_real("soft_cap(cap)", cap.dtype)
+    known = None if isinstance(cap, jax.core.Tracer) else np.asarray(cap)  # which stays known inside jax.jit
     cap = cap.astype(float)
-    known = None if isinstance(cap, jax.core.Tracer) else np.asarray(cap)
     finite = jnp.finfo(jnp.float32)
     if cap.ndim != 0 or (known is not None and not finite.tiny <= known <= finite.max):
-        got = cap.shape if cap.ndim else cap if known is None else known
+        got = cap.shape if cap.ndim else known
         raise ValueError(f"soft_cap(cap) must be one positive finite number, in float32 too, got {got}")
     return SoftCap(cap)
 

@@ -243,7 +243,7 @@ def _value(name: str, value: Any, wanted: Any) -> Any:
         if value not in get_args(wanted):
             raise ValueError(f"{name} must be one of {', '.join(get_args(wanted))}, got {value!r}")
         return value
-    kind = next(each for each in (int, float, bool, str, Path) if wanted in (each, each | None))
+    kind = next(each for each in _KINDS if wanted in (each, each | None))
     taken = {float: (float, int), Path: (str,)}.get(kind, (kind,))
     if type(value) not in taken:
         raise TypeError(f"{name} must be {_KINDS[kind]}, got {value!r}")

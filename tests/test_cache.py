@@ -12,7 +12,6 @@ import suite
 from flax import nnx
 
 import attention_jax as aj
-from attention_jax.cache import KVCache
 from attention_jax.modules import MultiHeadAttention, SinusoidalPositions, TransformerBlock, TransformerLM
 
 T, N, K, H, Hv = 9, 4, 2, 8, 5
@@ -267,4 +266,4 @@ def test_nothing_is_appended(batch, T, ring):
 
 
 def test_padding_as_a_list():
-    assert KVCache.empty(4, 2, 8, batch=(2,), padding=[0, 3]).length.tolist() == [0, -3]
+    assert aj.KVCache.empty(4, 2, 8, batch=(2,), padding=[0, 3]).length.tolist() == [0, -3]
