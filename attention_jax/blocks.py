@@ -2,7 +2,7 @@
 
 The axes of every array are named by letters: `b`, `k`, `g`, `t`, `s` as in the legend, in front of them `x` for what
 `vmap` added, and `.` for an axis that is always taken whole. A query is `"btkg."`, without k or g where there is one, a
-key `"bk.s"`, a log-sum-exp `"bkgt"`, a scalar `""`. An axis of size 1 serves every block.
+key `"bsk."`, or by columns `"bk.s"`, a log-sum-exp `"bkgt"`, a scalar `""`. An axis of size 1 serves every block.
 """
 
 import math

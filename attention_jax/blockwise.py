@@ -24,7 +24,7 @@ from attention_jax.dropout import seeds_of_heads
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import vary_like
 from attention_jax.score_tree import Score, check_rules
-from attention_jax.softmax import AttentionRule, Softmax
+from attention_jax.softmax import AttentionRule, Softmax, by_columns
 from attention_jax.typing import MaskLike, ScoreLike
 
 
@@ -112,10 +112,9 @@ def weighted_sums(
     S, K, Hv = value.shape[-3:]
     grid = grid_for(mask, score, query.shape, value.shape, platform_of(query))
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
-    axes = (*problem.axes, "bkgt"), problem.out_axes()
-    sums, total = BlockSum(problem.rule, grid, *axes, problem.outputs(), problem.rule.masks == 0)(
-        *problem.operands, problem.given(lse)
-    )
+    operands, axes = by_columns(problem.operands, problem.axes)
+    own = (*axes, "bkgt"), problem.out_axes(), problem.outputs()
+    sums, total = BlockSum(problem.rule, grid, *own, problem.rule.masks == 0)(*operands, problem.given(lse))
     return _unpadded(sums, T, batch, N)[..., :Hv], total[..., :T].reshape(*batch, N, T)
 
 
@@ -129,12 +128,14 @@ class Problem(NamedTuple):
 
     def out_axes(self) -> tuple[str, str]:
         """Those of the output, and of the log-sum-exp."""
-        return _axes_of_query(self.grid), "bkgt"
+        return _without_ones("btkg.", self.grid), "bkgt"
 
     def outputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Output and log-sum-exp, with t padded to whole blocks."""
-        value = self.operands[-1]
-        shapes = ([value.shape[-2] if a == "." else self.grid.length(a) for a in axes] for axes in self.out_axes())
+        value, channels = self.operands[-1], self.axes[-1].index(".")
+        shapes = (
+            [value.shape[channels] if a == "." else self.grid.length(a) for a in axes] for axes in self.out_axes()
+        )
         return tuple(jax.ShapeDtypeStruct(tuple(shape), accumulator(value.dtype)) for shape in shapes)
 
     def given(self, lse: jax.Array) -> jax.Array:
@@ -195,13 +196,15 @@ def canonical(
         operands.append(seeds)
         axes.append("bkg.")
 
-    own = _axes_of_query(grid)
-    query = query.reshape([H if a == "." else T if a == "t" else grid.length(a) for a in own])
-    # by columns, which is how products want them, and heads first, so that a block is a piece of the array
-    key, value = (jnp.moveaxis(x.reshape(grid.length("b"), S, K, x.shape[-1]), 1, 3) for x in (key, value))
-    for array, letters in ((query, own), (key, "bk.s"), (value, "bk.s")):
-        operands.append(pad(array, letters, grid))
+    for array, letters in ((query, "btkg."), (key, "bsk."), (value, "bsk.")):
+        letters = _without_ones(letters, grid)
+        lengths = {"t": T, "s": S, ".": array.shape[-1]}
+        operands.append(pad(array.reshape([lengths.get(a) or grid.length(a) for a in letters]), letters, grid))
         axes.append(letters)
+    # A copy in another order pays unless a loop takes each key once, and knows without a look at the mask what to do.
+    once = grid.steps("t") == grid.steps("s") == 1 < grid.steps("b") * grid.steps("k")
+    if not once or rule.masks:
+        return Problem(rule, grid, *by_columns(operands, axes))
     return Problem(rule, grid, tuple(operands), tuple(axes))
 
 
@@ -249,9 +252,9 @@ def _many_small(grid: Grid, H: int) -> bool:
     return grid.size("t") * grid.size("s") <= 2**16 and H <= 128 and math.prod(grid.sizes) >= 2**18
 
 
-def _axes_of_query(grid: Grid) -> str:
-    """As the caller has it, so that nothing is copied; an axis of size 1 would keep XLA from seeing that."""
-    return "bt" + "".join(a for a in "kg" if grid.length(a) != 1) + "."
+def _without_ones(axes: str, grid: Grid) -> str:
+    """As the caller has it, so that nothing is copied; heads of length 1 as an axis would keep XLA from seeing that."""
+    return "".join(a for a in axes if a not in "kg" or grid.length(a) != 1)
 
 
 def _unpadded(array: jax.Array, T: int, batch: Sequence[int], N: int) -> jax.Array:

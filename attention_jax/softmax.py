@@ -10,7 +10,7 @@ which `block_sum.BlockSum` differentiates, transposes and maps, to any order. On
 training waits for, is written by hand.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -112,12 +112,13 @@ class AttentionRule:
 
     def product(self, letters, one, other, known):
         """`einsum`. XLA leaves a batch of small products to one core of a CPU, and divides it where a sum is fused with
-        them; so one of zeros is, made of `known`: the key or the value `[h, s]`. They are NaN for what is not finite in
+        them; so one of zeros is, made of `known`: the key or the value. They are NaN for what is not finite in
         it, which is for `Softmax.find` to find in any case."""
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
             return product
-        return product + jnp.einsum(f"hs->{letters[-1]}", jax.lax.stop_gradient(known - known))[None, :]
+        keys = "sh" if "sh" in letters else "hs"
+        return product + jnp.einsum(f"{keys}->{letters[-1]}", jax.lax.stop_gradient(known - known))[None, :]
 
     def term(self, block, masked, *operands):
         """Weighted values, and the sum of the weights; the log-sum-exp is taken as given."""
@@ -181,6 +182,17 @@ def finite_or_zero(x):
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
+def by_columns(operands, axes):
+    """Operands that end in key and value, and their axes, with those two as `"xbk.s"`: so that a block is a piece of
+    the array, and as products want it."""
+    operands, axes = list(operands), list(axes)
+    for index in (-2, -1):
+        order = [axes[index].index(a) for a in "xbk.s" if a in axes[index]]
+        axes[index] = "".join(axes[index][axis] for axis in order)
+        operands[index] = None if operands[index] is None else jnp.transpose(operands[index], order)
+    return tuple(operands), tuple(axes)
+
+
 def _turned(x):
     """Its transpose, in memory too: XLA's fast product on a CPU wants its left side row by row."""
     return jax.lax.optimization_barrier(x.T)
@@ -192,6 +204,14 @@ class Softmax(Fold):
     better: the gradient is a difference of near values, which a rounded output would spoil."""
 
     carried = ("bkgt", "bkgt", "bkgt.")  # the highest logit, the sum of the weights, that of the weighted values
+
+    def run(self, *operands):
+        value, letters = operands[-1], self.axes[-1]
+        if not letters.endswith("."):  # by columns
+            return super().run(*operands)
+        nans = jnp.sum(value - value, axis=-1)  # 0, or NaN for a key whose value is not finite
+        with_nans = replace(self, axes=(*self.axes, letters.replace("s", "").replace(".", "s")))
+        return Fold.run(with_nans, *operands, jnp.moveaxis(nans, letters.index("s"), -1))
 
     def nothing(self):
         dtype, lengths = self.outputs[1].dtype, [self.grid.size(letter) for letter in "bkgt"]
@@ -207,10 +227,15 @@ class Softmax(Fold):
 
     def find(self, block, masked, *operands):
         rule = self.rule
-        mask, score, seed, (query, key, value) = rule.unpack(operands)
-        products = rule.product("th,hs->ts", query, key, key)
+        mask, score, seed, (query, key, value, *nans) = rule.unpack(operands)
+        keys = "sh" if nans else "hs"
+        if nans:  # of all keys at once: XLA finds them slowly in the pieces of a block where those are by rows
+            key = key + nans[0][:, None]
+        products = rule.product(f"th,{keys}->ts", query, key, key)
         logits = rule.scored(block, products, score)
-        finite = jnp.isfinite(products) & jnp.all(jnp.isfinite(value), axis=0)[None, :]
+        finite = jnp.isfinite(products)
+        if not nans:
+            finite &= jnp.all(jnp.isfinite(value), axis=0)[None, :]
         # what is seen and is not finite makes its row NaN; what a score hides is not seen
         checked = jnp.where(finite if rule.scoreless else finite | (logits == -jnp.inf), logits, jnp.nan)
         if masked:
@@ -219,7 +244,7 @@ class Softmax(Fold):
         lowest = jnp.finfo(logits.dtype).min  # not -inf, from which nothing can be subtracted
         peak = jnp.maximum(jnp.max(logits, axis=-1), lowest)
         weights = jnp.exp(checked - peak[:, None])  # checked here and not before the maximum, which is a pass more
-        sums = rule.product("ts,hs->th", rule.dropped(block, weights, seed), value, value)
+        sums = rule.product(f"ts,{keys}->th", rule.dropped(block, weights, seed), value, value)
         return peak, jnp.sum(weights, axis=-1), sums
 
     def merge(self, one, other):
@@ -229,12 +254,13 @@ class Softmax(Fold):
         return [peak, total, one[2] * shrink[..., None] + other[2] * shrink_other[..., None]]
 
     def jvp(self, primals, tangents):
-        output, lse = self(*primals)
+        (primals, axes), (tangents, _) = by_columns(primals, self.axes), by_columns(tangents, self.axes)
+        output, lse = replace(self, axes=axes)(*primals)
         given = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
         total = BlockSum(
             self.rule,
             self.grid,
-            (*self.axes, self.out_axes[1]),
+            (*axes, self.out_axes[1]),
             self.out_axes,
             self.outputs,
             self.static_kind,

@@ -49,7 +49,9 @@ MUTANTS = [
     # block by block
     Mutant("softmax.py", "peak = jnp.maximum(jnp.max(logits, axis=-1), lowest)", "peak = jnp.max(logits, axis=-1)", "test_properties.py::test_a_row_that_sees_nothing_in_blocks_of_one_key"),
     Mutant("softmax.py", "finite | (logits == -jnp.inf), logits, jnp.nan)", "finite | (logits == -jnp.inf), logits, 0)", "test_contract.py::test_poison_reaches_only_rows_that_see_it"),
-    Mutant("softmax.py", "jnp.isfinite(products) & jnp.all(jnp.isfinite(value), axis=0)[None, :]", "jnp.isfinite(products)", "test_contract.py::test_poison_reaches_only_rows_that_see_it"),
+    Mutant("softmax.py", "finite &= jnp.all(jnp.isfinite(value), axis=0)[None, :]", "pass", "test_contract.py::test_poison_reaches_only_rows_that_see_it"),
+    Mutant("softmax.py", "key = key + nans[0][:, None]", "pass", "test_blockwise.py::test_one_head_a_step_is_poisoned_only_where_it_sees"),
+    Mutant("blockwise.py", "== grid.steps(\"s\") == 1 < grid", "== grid.steps(\"s\") == 1 == grid", "test_blockwise.py::test_keys_that_a_loop_takes_once_are_not_copied"),
     Mutant("softmax.py", "one[1] * shrink + other[1]", "one[1] + other[1]", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("softmax.py", "other[2] * shrink_other[..., None]", "other[2]", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("softmax.py", "jnp.where(blind, -jnp.inf, peak + jnp.log(total))", "peak + jnp.log(total)", "test_blockwise.py::test_log_sum_exp_is_exact_and_differentiable"),

@@ -419,6 +419,59 @@ def test_two_steps_run_together():
     assert counts == {0.5: 2, 1: 4, 2: 4, 4: 2}
 
 
+def one_head_a_step(*arrays, **options):
+    """All keys of a head in a step of a loop: which takes each key once, and cuts it out of the caller's array."""
+    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=1, tile=4)):
+        return blockwise_attention(*arrays, **options)[0]
+
+
+def test_keys_that_a_loop_takes_once_are_not_copied():
+    def copies(attention):
+        lines = jax.jit(attention).lower(*inputs).as_text().splitlines()
+        return sum("transpose" in line and "(tensor<2x16x4x8xf32>)" in line for line in lines)
+
+    *inputs, _ = suite.inputs((16, 16, 4, 4, 8, 8, (2,)))
+    assert copies(partial(one_head_a_step, mask=aj.causal())) == 0
+    assert copies(partial(one_head_a_step, mask=aj.causal(), block_sizes=(16, 8))) == 2
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "window"])
+@pytest.mark.parametrize("score", ["none", "alibi", "soft cap, then bias"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+def test_one_head_a_step(mask, score, heads):
+    *arrays, cotangent = suite.inputs((13, 17, *heads, 8, 5, (2,)))
+    options = {"mask": MASKS[mask], "score": SCORES[score](SLOPES)}
+    ours, plain = (
+        jax.jit(partial(suite.output_and_gradients, partial(attention, **options)))(*arrays, cotangent)
+        for attention in (one_head_a_step, aj.multi_head_attention)
+    )
+    for one, other in zip(ours, plain, strict=True):
+        assert suite.error(one, other) <= suite.GRADIENT_TOLERANCES["float32"]
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", [1, 2])
+def test_one_head_a_step_is_poisoned_only_where_it_sees(poison, which):
+    """The key or the value at position 9 under a causal mask; key/value head 1 serves query heads 2 and 3."""
+    *arrays, _ = suite.inputs((17, 17, 4, 2, 8, 5, (2,)))
+    attend = jax.jit(partial(one_head_a_step, mask=aj.causal()))
+    clean = np.asarray(attend(*arrays))
+    arrays[which] = arrays[which].at[:, 9, 1, 2].set(poison)
+    output = np.array(attend(*arrays))
+    assert np.isnan(output[:, 9:, 2:]).all()
+    output[:, 9:, 2:] = clean[:, 9:, 2:]
+    assert output.tobytes() == clean.tobytes()
+
+
+@pytest.mark.parametrize("mapped", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0)])
+def test_one_head_a_step_under_vmap(mapped):
+    *arrays, _ = suite.inputs((13, 17, 4, 2, 8, 5, (3,)))
+    arrays = [x if axis == 0 else x[0] for x, axis in zip(arrays, mapped, strict=True)]
+    ours = jax.jit(jax.vmap(partial(one_head_a_step, mask=aj.causal(offset=0)), mapped))(*arrays)
+    plain = jax.vmap(partial(aj.multi_head_attention, mask=aj.causal(offset=0)), mapped)(*arrays)
+    assert suite.error(ours, plain) <= suite.TOLERANCES["float32"]
+
+
 def test_a_chunk_of_queries_that_sees_nearly_all_keys_has_large_blocks():
     grid = grid_for(aj.causal(offset=1008), None, (8, 16, 64, 64), (8, 1024, 64, 64), "cpu")
     assert (grid.size("t"), grid.size("s")) == (16, 1024)
