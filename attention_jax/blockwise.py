@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
     stay below some 32 MiB, beyond which malloc gives memory back after each call; an accelerator wants to be filled."""
     together: int
     """Steps of the forward pass in one pass of its loop, so that a core of a CPU can begin the next while another ends
-    the last. Only steps of at most `step` scores: larger ones would need more memory than that."""
+    the last. Only steps of at most `step` scores, or of all keys: others would need more memory than that."""
 
 
 CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, together=2)
@@ -243,7 +243,7 @@ def block_grid(
     heads = max((sizes.step if at_once < B * N * T * S else at_once) // (t * s), 1)
     k = _divisor(K, heads // G)
     b = _divisor(B, heads // (G * k))
-    together = sizes.together if b * k * G * t * s <= sizes.step else 1
+    together = sizes.together if s >= S or b * k * G * t * s <= sizes.step else 1
     return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), sizes.tile, together)
 
 

@@ -52,6 +52,7 @@ MUTANTS = [
     Mutant("softmax.py", "finite &= jnp.all(jnp.isfinite(value), axis=0)[None, :]", "pass", "test_contract.py::test_poison_reaches_only_rows_that_see_it"),
     Mutant("softmax.py", "key = key + nans[0][:, None]", "pass", "test_blockwise.py::test_one_head_a_step_is_poisoned_only_where_it_sees"),
     Mutant("blockwise.py", "== grid.steps(\"s\") == 1 < grid", "== grid.steps(\"s\") == 1 == grid", "test_blockwise.py::test_keys_that_a_loop_takes_once_are_not_copied"),
+    Mutant("blockwise.py", "if s >= S or b * k", "if b * k", "test_blockwise.py::test_steps_larger_than_they_should_be_run_together_only_if_they_are_of_all_keys"),
     Mutant("softmax.py", "one[1] * shrink + other[1]", "one[1] + other[1]", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("softmax.py", "other[2] * shrink_other[..., None]", "other[2]", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("softmax.py", "jnp.where(blind, -jnp.inf, peak + jnp.log(total))", "peak + jnp.log(total)", "test_blockwise.py::test_log_sum_exp_is_exact_and_differentiable"),

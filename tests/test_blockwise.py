@@ -408,15 +408,19 @@ def test_pieces_of_a_block_are_no_more_than_asked_for(length, platform, most, ti
 
 
 def test_two_steps_run_together():
-    """Each has its own products in the loop, whose passes are half as many; not if an odd step would stay over, or if
-    one is larger than steps should be."""
+    """Each has its own products in the loop, whose passes are half as many; not if an odd step would stay over."""
     x = jax.ShapeDtypeStruct((32, 12, 8), jnp.float32)
     counts = {}
     for heads in (0.5, 1, 2, 4):
         with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=int(heads * 32 * 32))):
             program = jax.jit(partial(aj.attention, implementation="blockwise")).lower(x, x, x).compile().as_text()
         counts[heads] = program.count(" dot(")
-    assert counts == {0.5: 2, 1: 4, 2: 4, 4: 2}
+    assert counts == {0.5: 4, 1: 4, 2: 4, 4: 2}
+
+
+def test_steps_larger_than_they_should_be_run_together_only_if_they_are_of_all_keys():
+    for length, together in ((1024, 2), (2048, 1)):
+        assert grid_for(aj.causal(), None, (length, 8, 64), (length, 8, 64), "cpu").together == together
 
 
 def one_head_a_step(*arrays, **options):
