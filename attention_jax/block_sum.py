@@ -58,8 +58,8 @@ class BlockSum(Sweep):
         rule = Transposed(self.rule, len(self.axes), moving, types, given)
         known = [(self.axes[index], operands[index]) for index, ours in enumerate(linear) if not ours]
         known += [(self.out_axes[index], cotangents[index]) for index in given]
-        if self.grid.steps(self.outer) == 1:
-            known = [_in_one_place(*each) for each in known]
+        if self.grid.steps(self.outer) == 1:  # XLA transposes a lone block while it cuts it, slowly on a CPU
+            known = [heads_first(*each) for each in known]
         axes, arrays = zip(*known, strict=True)
         turned = replace(
             self,
@@ -119,10 +119,9 @@ class Transposed(_Derived):
         return jax.linear_transpose(linear, *types)(list(cotangents))
 
 
-def _in_one_place(axes: str, array: jax.Array) -> tuple[str, jax.Array]:
-    """With the axes of heads first. A lone block XLA transposes while it cuts it, for `AttentionRule`'s products, and
-    that is slow on a CPU from rows that stand apart."""
-    order = sorted(range(len(axes)), key=lambda axis: axes[axis] not in "xbkg")
+def heads_first(axes: str, array: jax.Array) -> tuple[str, jax.Array]:
+    """The axes and the array in the order `"xbkgt.s"`: so that a block is a piece of it, and as products want it."""
+    order = sorted(range(len(axes)), key=lambda axis: "xbkgt.s".index(axes[axis]))
     return "".join(axes[axis] for axis in order), jnp.transpose(array, order)
 
 

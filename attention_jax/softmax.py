@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_jax.block_fold import Fold
-from attention_jax.block_sum import BlockSum
+from attention_jax.block_sum import BlockSum, heads_first
 from attention_jax.dropout import keep_positions
 
 
@@ -183,14 +183,11 @@ def finite_or_zero(x):
 
 
 def by_columns(operands, axes):
-    """Operands that end in key and value, and their axes, with those two as `"xbk.s"`: so that a block is a piece of
-    the array, and as products want it."""
-    operands, axes = list(operands), list(axes)
-    for index in (-2, -1):
-        order = [axes[index].index(a) for a in "xbk.s" if a in axes[index]]
-        axes[index] = "".join(axes[index][axis] for axis in order)
-        operands[index] = None if operands[index] is None else jnp.transpose(operands[index], order)
-    return tuple(operands), tuple(axes)
+    """Operands that end in key and value, or in None for a tangent that is 0, and their axes, with those two as
+    `"xbk.s"`."""
+    last = zip(axes[-2:], operands[-2:], strict=True)
+    letters, arrays = zip(*((a, x) if x is None else heads_first(a, x) for a, x in last), strict=True)
+    return (*operands[:-2], *arrays), (*axes[:-2], *letters)
 
 
 def _turned(x):

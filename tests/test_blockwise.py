@@ -449,6 +449,8 @@ def test_one_head_a_step(mask, score, heads):
         jax.jit(partial(suite.output_and_gradients, partial(attention, **options)))(*arrays, cotangent)
         for attention in (one_head_a_step, aj.multi_head_attention)
     )
+    alone = jax.jit(partial(one_head_a_step, **options))(*arrays)  # which is not compiled as where there is a gradient
+    assert suite.error(alone, plain[0]) <= suite.TOLERANCES["float32"]
     for one, other in zip(ours, plain, strict=True):
         assert suite.error(one, other) <= suite.GRADIENT_TOLERANCES["float32"]
 
