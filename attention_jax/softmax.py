@@ -265,7 +265,9 @@ class Softmax(Fold):
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
         b, k, g, t = (self.grid.length(letter) for letter in "bkgt")
-        known = finite_or_zero(output).reshape(-1, b, t, k, g, output.shape[-1])
+        known = output.reshape(-1, b, t, k, g, output.shape[-1])
+        finite = jnp.moveaxis(jnp.sum(known - known, axis=-1), 2, -1) == 0  # rather than a clean copy, which is memory
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
-        lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", d_lse.reshape(-1, b, k, g, t), known, precision="highest")
+        lost = jnp.where(finite, d_lse.reshape(-1, b, k, g, t), 0)
+        lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", lost, known, precision="highest")
         return (output, lse), (d_output - lost.reshape(output.shape), d_lse)
