@@ -139,6 +139,8 @@ def check_indices(name: str, indices: Integers | None, size: int) -> jax.Array:
     """Integers `[number]` counted from the start, all of them if None; those known while tracing must exist."""
     if indices is None:
         return jnp.arange(size)
+    if isinstance(indices, (list, tuple)) and not indices:
+        indices = np.zeros(0, int)  # NumPy takes them for floats
     known = None if isinstance(indices, jax.core.Tracer) else np.asarray(indices)
     indices = jnp.asarray(indices)
     if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):

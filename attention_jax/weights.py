@@ -84,6 +84,8 @@ def attention_weights(
         visible = cut_leaves(visible, t=rows, n=heads).at(rows, columns)
         visible = visible.reshape((1,) * (len(shape) - visible.ndim) + visible.shape)
     bias = None if bias is None else cut(check_bias(bias, shape), "*nts", t=rows, n=heads)
+    if 0 in (*batch, len(heads), len(rows), S):
+        return jnp.zeros((*batch, len(heads), len(rows), S), query.dtype)
     arrays, tree = jax.tree.flatten(None if score is None else cut_leaves(score, t=rows, n=heads))
 
     def one_head(

@@ -62,6 +62,15 @@ def test_one_head_and_a_head_more_than_once(query_key):
     np.testing.assert_allclose(twice, np.broadcast_to(aj.attention_weights(query[:1], key), (3, 2, S)), atol=1e-7)
 
 
+@pytest.mark.parametrize("options", [{"rows": []}, {"heads": []}, {"rows": (), "heads": jnp.zeros(0, int)}])
+@pytest.mark.parametrize("mask", [None, aj.key_lengths(np.array([3, 5]))])
+def test_no_rows_or_heads(options, mask, query_key):
+    query, key = query_key
+    shape = (*batch, 0 if "heads" in options else N, 0 if "rows" in options else T, S)
+    assert aj.attention_weights(query, key, mask=mask, **options).shape == shape
+    assert aj.attention_weights(query[:, :, :0], key, mask=mask).shape == (*batch, 0, T, S)
+
+
 def test_memory_is_that_of_the_rows():
     x = jax.ShapeDtypeStruct((1, 8192, 4, 8), jnp.float32)
     some = jax.jit(lambda query, key: aj.attention_weights(query, key, mask=aj.causal(), rows=[7, 4000], heads=[1]))
