@@ -40,7 +40,7 @@ PEERS = {
 
 ANOTHER_RUN = """\
 - The spread is that within one run. Another run can differ by more, by a third on a machine that is shared.
-- Another CPU ranks the libraries otherwise: README tells what was seen on one with AVX-512."""
+- Another CPU ranks the libraries otherwise: README tells what was seen on others."""
 
 BUSY = """\
 - The machine had other work when some of the measuring began, as its load average says. Times in seconds are longer
