@@ -230,7 +230,7 @@ class Sweep(Operation):
         if self.static_kind and all(isinstance(start[a], int) for a in "ts"):
             return fn(tiles_at(self.rule, self.grid, outer, start, blocks, self.most_tiles))
         if self.static_kind and self.rule.relative and self.grid.size("t") == self.grid.size("s"):
-            patterns, kind = self._diagonals(outer, start, blocks)
+            patterns, kind = along_diagonals(self.rule, self.grid, outer, start, blocks, self.most_tiles)
             return lax.switch(kind, [partial(fn, tiles) for tiles in patterns])
         rows, columns = ((start[a], start[a] + self.grid.size(a) - 1) for a in "ts")
         patterns = [(), (whole(self.grid, True),), (whole(self.grid, False),)]
@@ -249,19 +249,6 @@ class Sweep(Operation):
             return fn(patterns[1 + every])
         kind = jnp.where(some, jnp.where(every, 2, 1), 0)
         return lax.switch(kind, [partial(fn, tiles) for tiles in patterns])
-
-    def _diagonals(self, outer: str, start, blocks) -> tuple[list[Tiles], jax.Array]:
-        """The patterns of square blocks where only the distance of two positions matters, and which of them the block
-        that begins there has: that of its diagonal."""
-        tiles = along_diagonals(self.rule, self.grid, outer, blocks, self.most_tiles)
-        patterns = list(dict.fromkeys([(), *tiles]))
-        diagonal = (start["t"] - start["s"]) // self.grid.size("s") + self.grid.steps("s") - 1
-        kind = jnp.asarray([patterns.index(each) for each in tiles])[diagonal]
-        if self.rule.padded:
-            unfilled = start["s"] + self.grid.size("s") == self.grid.length("s")
-            patterns.append((whole(self.grid, True),))
-            kind = jnp.where(unfilled & (kind > 0), len(patterns) - 1, kind)
-        return patterns, kind
 
     def batch(self, operands, batched):
         V = next(operand.shape[axis] for operand, axis in zip(operands, batched, strict=True) if axis is not None)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 if TYPE_CHECKING:
@@ -76,12 +77,22 @@ def tiles_at(
     return tuple(tiles)
 
 
-def along_diagonals(rule: Any, grid: Grid, outer: str, operands: Sequence[jax.Array], most: int) -> list[Tiles]:
-    """The tiles of square blocks by how many blocks a query stands after a key, from 1 - the blocks of keys on, where
-    only the distance of two positions matters: those of the first block of each diagonal."""
+def along_diagonals(
+    rule: Any, grid: Grid, outer: str, start: dict[str, Any], operands: Sequence[jax.Array], most: int
+) -> tuple[list[Tiles], jax.Array]:
+    """What tiles square blocks have where only the distance of two positions matters, and which of these the block has
+    that begins there: as the first block of its diagonal."""
     size, firsts = grid.size("t"), range(1 - grid.steps("s"), grid.steps("t"))
     starts = [{"t": max(d, 0) * size, "s": max(-d, 0) * size} for d in firsts]
-    return [tiles_at(rule, grid, outer, start, operands, most) for start in starts]
+    tiles = [tiles_at(rule, grid, outer, first, operands, most) for first in starts]
+    patterns = list(dict.fromkeys([(), *tiles]))
+    diagonal = (start["t"] - start["s"]) // size - firsts[0]
+    kind = jnp.asarray([patterns.index(each) for each in tiles])[diagonal]
+    if rule.padded:
+        unfilled = start["s"] + size == grid.length("s")
+        patterns.append((whole(grid, True),))
+        kind = jnp.where(unfilled & (kind > 0), len(patterns) - 1, kind)
+    return patterns, kind
 
 
 def cut(axes: str, array: jax.Array, tile: Tile) -> jax.Array:

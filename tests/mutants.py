@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant("blockwise.py", "sizes = CPU if platform", "sizes = CPU if CPU", "test_blockwise.py::test_size_of_blocks"),
     Mutant("tiles.py", "-(-(high + 1) // size)", "-(-high // size)", "test_blockwise.py::test_tiles_hold_what_a_mask_shows"),
     Mutant("tiles.py", "{\"t\": max(d, 0) * size, \"s\": max(-d, 0) * size}", "{\"t\": max(-d, 0) * size, \"s\": max(d, 0) * size}", "test_dot_product.py::test_every_mask -k many"),
-    Mutant("blocks.py", "jnp.where(unfilled & (kind > 0), len(patterns) - 1, kind)", "kind", "test_blockwise.py::test_what_fills_the_last_block_is_never_seen"),
+    Mutant("tiles.py", "jnp.where(unfilled & (kind > 0), len(patterns) - 1, kind)", "kind", "test_blockwise.py::test_what_fills_the_last_block_is_never_seen"),
     Mutant("softmax.py", "d_logits, key, key) * self.scale", "d_logits, key, key)", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("blocks.py", "math.gcd(count, together)", "together", "test_blockwise.py::test_two_steps_run_together"),
     Mutant("blockwise.py", "<= 2**16 and H", "> 0 and H", "test_blockwise.py::test_what_counts_as_many_small_blocks"),
