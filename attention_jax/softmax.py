@@ -182,6 +182,11 @@ def finite_or_zero(x):
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
+def _nans(x):
+    """For each row: 0, or NaN if not all of it is finite."""
+    return jnp.sum(x - x, axis=-1)
+
+
 def by_columns(operands, axes):
     """Operands that end in key and value, or in None for a tangent that is 0, and their axes, with those two as
     `"xbk.s"`."""
@@ -206,7 +211,7 @@ class Softmax(Fold):
         value, letters = operands[-1], self.axes[-1]
         if not letters.endswith("."):  # by columns
             return super().run(*operands)
-        nans = jnp.sum(value - value, axis=-1)  # 0, or NaN for a key whose value is not finite
+        nans = _nans(value)
         with_nans = replace(self, axes=(*self.axes, letters.replace("s", "").replace(".", "s")))
         return Fold.run(with_nans, *operands, jnp.moveaxis(nans, letters.index("s"), -1))
 
@@ -266,8 +271,8 @@ class Softmax(Fold):
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
         b, k, g, t = (self.grid.length(letter) for letter in "bkgt")
         known = output.reshape(-1, b, t, k, g, output.shape[-1])
-        finite = jnp.moveaxis(jnp.sum(known - known, axis=-1), 2, -1) == 0  # rather than a clean copy, which is memory
+        finite = jnp.moveaxis(_nans(known), 2, -1) == 0
+        moved = jnp.where(finite, d_lse.reshape(-1, b, k, g, t), 0)  # a clean copy of the output would be memory
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
-        lost = jnp.where(finite, d_lse.reshape(-1, b, k, g, t), 0)
-        lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", lost, known, precision="highest")
+        lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", moved, known, precision="highest")
         return (output, lse), (d_output - lost.reshape(output.shape), d_lse)
