@@ -197,7 +197,7 @@ def _choose(request: Request, implementation: str | None) -> _Choice:
         if problem is None:
             return _Choice(name, f"it is the fastest on {platform_of(request.query)} of those that can", passed_over)
         passed_over[name] = problem
-    # By `python -m benchmarks attention` on 2 CPU cores, blockwise takes 0.2 to 0.8 of the reference's time, forward
+    # By `python -m benchmarks attention` on 2 CPU cores, blockwise takes 0.1 to 0.8 of the reference's time, forward
     # and backward, at all lengths where both were measured. A problem of one block has no loop: it is the plain path.
     return _Choice("blockwise", "it was the faster of ours at every length at which both were measured", passed_over)
 
