@@ -59,7 +59,7 @@ class BlockSum(Sweep):
         known = [(self.axes[index], operands[index]) for index, ours in enumerate(linear) if not ours]
         known += [(self.out_axes[index], cotangents[index]) for index in given]
         if self.grid.steps(self.outer) == 1:  # XLA transposes a lone block while it cuts it, slowly on a CPU
-            known = [heads_first(*each) for each in known]
+            known = [reordered("xbkg", *each) for each in known]
         axes, arrays = zip(*known, strict=True)
         turned = replace(
             self,
@@ -119,9 +119,9 @@ class Transposed(_Derived):
         return jax.linear_transpose(linear, *types)(list(cotangents))
 
 
-def heads_first(axes: str, array: jax.Array) -> tuple[str, jax.Array]:
-    """The axes and the array in the order `"xbkgt.s"`: so that a block is a piece of it, and as products want it."""
-    order = sorted(range(len(axes)), key=lambda axis: "xbkgt.s".index(axes[axis]))
+def reordered(first: str, axes: str, array: jax.Array) -> tuple[str, jax.Array]:
+    """The axes and the array, with these axes first, in this order, and the others in their own."""
+    order = sorted(range(len(axes)), key=lambda axis: (axes[axis] not in first, first.find(axes[axis])))
     return "".join(axes[axis] for axis in order), jnp.transpose(array, order)
 
 

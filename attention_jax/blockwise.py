@@ -24,7 +24,7 @@ from attention_jax.dropout import seeds_of_heads
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import vary_like
 from attention_jax.score_tree import Score, check_rules
-from attention_jax.softmax import AttentionRule, Softmax, by_columns
+from attention_jax.softmax import AttentionRule, Softmax, in_order
 from attention_jax.typing import MaskLike, ScoreLike
 
 
@@ -47,6 +47,8 @@ class Sizes(NamedTuple):
 
 CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, together=2)
 ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, together=1)
+FEW = 128
+"""So many keys are few, where one step makes all scores: see `AttentionRule.few`."""
 
 
 def blockwise_attention(
@@ -112,7 +114,7 @@ def weighted_sums(
     S, K, Hv = value.shape[-3:]
     grid = grid_for(mask, score, query.shape, value.shape, platform_of(query))
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
-    operands, axes = by_columns(problem.operands, problem.axes)
+    operands, axes = in_order(problem.rule, problem.operands, problem.axes)
     own = (*axes, "bkgt"), problem.out_axes(), problem.outputs()
     sums, total = BlockSum(problem.rule, grid, *own, problem.rule.masks == 0)(*operands, problem.given(lse))
     return _unpadded(sums, T, batch, N)[..., :Hv], total[..., :T].reshape(*batch, N, T)
@@ -147,7 +149,13 @@ class Problem(NamedTuple):
     def softmax(self) -> list[jax.Array]:
         """Output and log-sum-exp."""
         own = self.axes, self.out_axes(), self.outputs()
-        return Softmax(self.rule, self.grid, *own, static_kind=self.rule.masks == 0)(*self.operands)
+        *operands, key, value = self.operands
+        if self.rule.few:  # a key is marked whose value is not finite, with which nothing need be looked for in blocks
+            channels = self.axes[-1].index(".")
+            nans = jax.lax.stop_gradient(value - value).astype(key.dtype)
+            alike = key.shape[channels] == value.shape[channels]
+            key += nans if alike else jnp.sum(nans, axis=channels, keepdims=True)
+        return Softmax(self.rule, self.grid, *own, static_kind=self.rule.masks == 0)(*operands, key, value)
 
 
 def canonical(
@@ -168,6 +176,7 @@ def canonical(
     S, K = value.shape[-3:-1]
     dtype = accumulator(query.dtype)
     scale = check_scale(scale, H)
+    cpu = platform_of(query) == "cpu"
     if isinstance(scale, jax.Array):
         query, scale = _scaled(query.astype(dtype), scale), 1.0
 
@@ -188,7 +197,8 @@ def canonical(
         queries=T,
         keys=S,
         padded=grid.length("s") != S,
-        many_small=platform_of(query) == "cpu" and _many_small(grid, H),
+        few=cpu and S <= FEW and grid.sizes == grid.lengths,
+        many_small=cpu and _many_small(grid, H),
         precision=precision,
     )
     if rate:
@@ -204,7 +214,7 @@ def canonical(
     # A copy in another order pays unless a loop takes each key once, and knows without a look at the mask what to do.
     once = grid.steps("t") == grid.steps("s") == 1 < grid.steps("b") * grid.steps("k")
     if not once or rule.masks:
-        return Problem(rule, grid, *by_columns(operands, axes))
+        operands, axes = in_order(rule, operands, axes)
     return Problem(rule, grid, tuple(operands), tuple(axes))
 
 

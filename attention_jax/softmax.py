@@ -6,8 +6,8 @@ a plain sum over blocks,
 
     d_output = sum_s weight (d_logit value + d_value) - d_lse output,    d_lse = sum_s weight d_logit,
 
-which `block_sum.BlockSum` differentiates, transposes and maps, to any order. Only the first backward pass, which
-training waits for, is written by hand.
+which `block_sum.BlockSum` differentiates, transposes and maps, to any order. Where a block holds all keys, its own sums
+may give d_lse output as well. Only the first backward pass, which training waits for, is written by hand.
 """
 
 from dataclasses import dataclass, replace
@@ -18,8 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from attention_jax.block_fold import Fold
-from attention_jax.block_sum import BlockSum, heads_first
+from attention_jax.block_sum import BlockSum, reordered
 from attention_jax.dropout import keep_positions
+
+SHORT = 32
+"""Weights of so many keys make short rows."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class AttentionRule:
     queries: int
     keys: int
     padded: bool  # whether there are more columns than keys
+    few: bool  # whether one step of few keys is all there is, so that the scores are not the largest arrays
     many_small: bool  # whether a step has many blocks, each too small for more than one core
     precision: Any
+    normalised: bool = False  # whether the terms are divided by the sum of their weights
 
     @property
     def relative(self) -> bool:
@@ -51,16 +56,26 @@ class AttentionRule:
     def scoreless(self) -> bool:
         return self.score == jax.tree.structure(None)
 
+    def short(self, block):
+        """Whether rows are so short that XLA's loops over them are slow on a CPU. (Of one key it reduces nothing.)"""
+        return self.few and 1 < len(block.columns) <= SHORT
+
     def mask_of(self, operands=None):
         """The mask, or what of it does not depend on its arrays."""
         return jax.tree.unflatten(self.mask, [None] * self.masks if operands is None else operands[: self.masks])
 
     def unpack(self, operands):
-        """(mask, score's arrays, seed, the rest, of which the query is scaled)."""
+        """(mask, score's arrays, seed, the rest, of which the query or the key is scaled)."""
         scores = self.masks + self.scores
         seed = operands[scores] if self.rate else None
-        query, *rest = operands[scores + (self.rate > 0) :]
-        return self.mask_of(operands), operands[self.masks : scores], seed, [query * self.scale, *rest]
+        query, key, *rest = operands[scores + (self.rate > 0) :]
+        rest = [query * self.scales[0], key * self.scales[1], *rest]
+        return self.mask_of(operands), operands[self.masks : scores], seed, rest
+
+    @property
+    def scales(self):
+        """Of the query, and of the key: of few keys, which are marked in any case, it costs less."""
+        return (1, self.scale) if self.few else (self.scale, 1)
 
     def cleaned(self, operands):
         """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
@@ -82,7 +97,10 @@ class AttentionRule:
     def seen(self, block, mask, logits, hidden=-jnp.inf):
         """The logits, `hidden` where a key is not seen."""
         real = (block.columns < self.keys)[None, :]
-        return jnp.where(real if mask is None else real & mask.at(block.rows, block.columns), logits, hidden)
+        seen = jnp.broadcast_to(real if mask is None else real & mask.at(block.rows, block.columns), logits.shape)
+        if self.short(block):  # as one row, which XLA makes a faster loop of
+            return jnp.where(seen.ravel(), logits.ravel(), hidden).reshape(logits.shape)
+        return jnp.where(seen, logits, hidden)
 
     def scored(self, block, logits, arrays):
         if self.scoreless:
@@ -111,20 +129,29 @@ class AttentionRule:
         return jnp.where(keep, weights / (1 - self.rate), 0)
 
     def product(self, letters, one, other, known):
-        """`einsum`. XLA leaves a batch of small products to one core of a CPU, and divides it where a sum is fused with
-        them; so one of zeros is, made of `known`: the key or the value. They are NaN for what is not finite in
-        it, which is for `Softmax.find` to find in any case."""
+        """`einsum`, in which "hs" is a key or a value: few of them are by rows. XLA leaves a batch of small products to
+        one core of a CPU, and divides it where a sum is fused with them; so one of zeros is, made of `known`: the key
+        or the value. They are NaN for what is not finite in it, which is for `Softmax.find` to find in any case."""
+        letters = letters.replace("hs", "sh") if self.few else letters
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
             return product
         keys = "sh" if "sh" in letters else "hs"
         return product + jnp.einsum(f"{keys}->{letters[-1]}", jax.lax.stop_gradient(known - known))[None, :]
 
+    def over_queries(self, queries, scores, known):
+        """The sum over the queries, for each key. XLA's fast product on a CPU wants its left side row by row, for which
+        the smaller array is turned."""
+        if self.few:
+            return self.product("st,th->hs", _turned(scores), queries, known)
+        return self.product("ht,ts->hs", _turned(queries), scores, known)
+
     def term(self, block, masked, *operands):
-        """Weighted values, and the sum of the weights; the log-sum-exp is taken as given."""
+        """Weighted values, and the sum of the weights, which is 1 if the log-sum-exp, taken as given, is theirs."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
-        return self.product("ts,hs->th", self.dropped(block, weights, seed), value, value), jnp.sum(weights, axis=-1)
+        sums, total = self.product("ts,hs->th", self.dropped(block, weights, seed), value, value), weights.sum(axis=-1)
+        return sums / jnp.where(total == 0, 1, total)[:, None] if self.normalised else sums, total
 
     def transposed_tangent(self, block, masked, operands, moving, cotangents):
         """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4)."""
@@ -141,10 +168,14 @@ class AttentionRule:
         d_weights = (
             0 if d_output is None else self.dropped(block, self.product("th,hs->ts", d_output, value, value), seed)
         )
-        d_weights = d_weights if d_total is None else d_weights + d_total[:, None]
+        if not (self.normalised or d_total is None):
+            d_weights += d_total[:, None]
         d_logits = weights * d_weights
         if masked or not self.scoreless:  # a hidden weight is 0, but what it is multiplied with may have overflowed
             d_logits = jnp.where(logits == -jnp.inf, 0, d_logits)
+        if self.normalised:
+            lost = jnp.sum(d_logits, axis=-1)
+            d_logits -= weights * (lost if d_total is None else lost - d_total)[:, None]
         d_logits, d_score = back_through_score(d_logits)
         if not self.scoreless:  # of what is hidden, it may have a slope that is not finite
             d_logits = jnp.where(logits == -jnp.inf, 0, d_logits)
@@ -152,14 +183,14 @@ class AttentionRule:
         first = len(operands) - 4
         gradients = dict(zip(range(self.masks, self.masks + self.scores), d_score, strict=True))
         if first in moving:
-            gradients[first] = self.product("ts,hs->th", d_logits, key, key) * self.scale
+            gradients[first] = self.product("ts,hs->th", d_logits, key, key) * self.scales[0]
         if first + 1 in moving:
-            gradients[first + 1] = self.product("ht,ts->hs", _turned(query), d_logits, key)
+            gradients[first + 1] = self.over_queries(query, d_logits * self.scales[1], key)
         if first + 2 in moving:
             weights = self.dropped(block, weights, seed)
             gradients[first + 2] = jnp.zeros_like(value)
             if d_output is not None:
-                gradients[first + 2] = self.product("ht,ts->hs", _turned(d_output), weights, value)
+                gradients[first + 2] = self.over_queries(d_output, weights, value)
         # the mask's own arrays, if they are numbers, have none
         return [gradients[index] if index in gradients else jnp.zeros_like(operands[index]) for index in moving]
 
@@ -187,16 +218,17 @@ def _nans(x):
     return jnp.sum(x - x, axis=-1)
 
 
-def by_columns(operands, axes):
-    """Operands that end in key and value, or in None for a tangent that is 0, and their axes, with those two as
-    `"xbk.s"`."""
-    last = zip(axes[-2:], operands[-2:], strict=True)
-    letters, arrays = zip(*((a, x) if x is None else heads_first(a, x) for a, x in last), strict=True)
-    return (*operands[:-2], *arrays), (*axes[:-2], *letters)
+def in_order(rule, operands, axes):
+    """Operands that end in query, key and value, or in None for a tangent that is 0, and their axes, with key and value
+    as blocks take them: `"xbk.s"`; or of few keys all three with heads first."""
+    count, first = (3, "xbkg") if rule.few else (2, "xbk.s")
+    last = zip(axes[-count:], operands[-count:], strict=True)
+    letters, arrays = zip(*((a, x) if x is None else reordered(first, a, x) for a, x in last), strict=True)
+    return (*operands[:-count], *arrays), (*axes[:-count], *letters)
 
 
 def _turned(x):
-    """Its transpose, in memory too: XLA's fast product on a CPU wants its left side row by row."""
+    """Its transpose, in memory too."""
     return jax.lax.optimization_barrier(x.T)
 
 
@@ -209,7 +241,7 @@ class Softmax(Fold):
 
     def run(self, *operands):
         value, letters = operands[-1], self.axes[-1]
-        if not letters.endswith("."):  # by columns
+        if self.rule.few or not letters.endswith("."):  # marked, or by columns
             return super().run(*operands)
         nans = _nans(value)
         with_nans = replace(self, axes=(*self.axes, letters.replace("s", "").replace(".", "s")))
@@ -236,7 +268,7 @@ class Softmax(Fold):
         products = rule.product(f"th,{keys}->ts", query, key, key)
         logits = rule.scored(block, products, score)
         finite = jnp.isfinite(products)
-        if not nans:
+        if not (nans or rule.few):
             finite &= jnp.all(jnp.isfinite(value), axis=0)[None, :]
         # what is seen and is not finite makes its row NaN; what a score hides is not seen
         checked = jnp.where(finite if rule.scoreless else finite | (logits == -jnp.inf), logits, jnp.nan)
@@ -244,8 +276,13 @@ class Softmax(Fold):
             logits, checked = (rule.seen(block, mask, x) for x in (logits, checked))
         value = finite_or_zero(value)
         lowest = jnp.finfo(logits.dtype).min  # not -inf, from which nothing can be subtracted
-        peak = jnp.maximum(jnp.max(logits, axis=-1), lowest)
-        weights = jnp.exp(checked - peak[:, None])  # checked here and not before the maximum, which is a pass more
+        if rule.short(block):  # YNNPACK makes one operation of these, if nothing else asks for their maximum
+            floored = jax.lax.reduce(checked, jnp.asarray(lowest, checked.dtype), jax.lax.max, (1,))
+            weights = jnp.exp(checked - floored[:, None])
+            peak = jnp.maximum(-jnp.min(-checked, axis=-1), lowest)
+        else:
+            peak = jnp.maximum(jnp.max(logits, axis=-1), lowest)
+            weights = jnp.exp(checked - peak[:, None])  # checked here and not before the maximum, which is a pass more
         sums = rule.product(f"ts,{keys}->th", rule.dropped(block, weights, seed), value, value)
         return peak, jnp.sum(weights, axis=-1), sums
 
@@ -256,11 +293,14 @@ class Softmax(Fold):
         return [peak, total, one[2] * shrink[..., None] + other[2] * shrink_other[..., None]]
 
     def jvp(self, primals, tangents):
-        (primals, axes), (tangents, _) = by_columns(primals, self.axes), by_columns(tangents, self.axes)
-        output, lse = replace(self, axes=axes)(*primals)
+        rule, channels = self.rule, self.outputs[0].shape[-1]
+        (primals, axes), (tangents, _) = (in_order(rule, each, self.axes) for each in (primals, tangents))
+        if rule.few:
+            rule = replace(rule, many_small=False, normalised=rule.keys <= channels)
+        output, lse = replace(self, rule=rule, axes=axes)(*primals)
         given = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
         total = BlockSum(
-            self.rule,
+            rule,
             self.grid,
             (*axes, self.out_axes[1]),
             self.out_axes,
@@ -269,10 +309,12 @@ class Softmax(Fold):
         )
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
+        if rule.normalised:
+            return (output, lse), (d_output, d_lse)
         b, k, g, t = (self.grid.length(letter) for letter in "bkgt")
-        known = output.reshape(-1, b, t, k, g, output.shape[-1])
-        finite = jnp.moveaxis(_nans(known), 2, -1) == 0
-        moved = jnp.where(finite, d_lse.reshape(-1, b, k, g, t), 0)  # a clean copy of the output would be memory
+        known = output.reshape(-1, b, t, k, g, channels)
+        # where the output is NaN it takes nothing back
+        moved = jnp.where(jnp.isfinite(lse), d_lse, 0).reshape(-1, b, k, g, t)
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
         lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", moved, known, precision="highest")
         return (output, lse), (d_output - lost.reshape(output.shape), d_lse)

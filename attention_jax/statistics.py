@@ -24,7 +24,7 @@ from attention_jax.checks import check_many_heads
 from attention_jax.devices import platform_of
 from attention_jax.dispatch import placed
 from attention_jax.score_tree import check_rules
-from attention_jax.softmax import by_columns, finite_or_zero
+from attention_jax.softmax import finite_or_zero, in_order
 from attention_jax.typing import MaskLike, Positions, ScoreLike
 
 
@@ -113,7 +113,7 @@ def attention_statistics(
         array, letters = canonical_array(array, letters, batch, K, N)
         extra.append((pad(array, letters, grid), letters))
     arrays, letters = zip(*extra, strict=True)
-    known, known_axes = by_columns(problem.operands, problem.axes)
+    known, known_axes = in_order(problem.rule, problem.operands, problem.axes)
     operands, axes = (*known[:-1], *arrays), (*known_axes[:-1], *letters)
 
     rule, of_query, of_key = StatisticsRule(problem.rule), (*lse.shape,), (*lse.shape[:3], grid.length("s"))
