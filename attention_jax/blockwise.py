@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
+from attention_jax.attention_rule import AttentionRule
 from attention_jax.axes import by_group
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import Grid, accumulator
@@ -24,7 +25,7 @@ from attention_jax.dropout import seeds_of_heads
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import vary_like
 from attention_jax.score_tree import Score, check_rules
-from attention_jax.softmax import AttentionRule, Softmax, in_order
+from attention_jax.softmax import Softmax, in_order
 from attention_jax.typing import MaskLike, ScoreLike
 
 
@@ -47,8 +48,6 @@ class Sizes(NamedTuple):
 
 CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, together=2)
 ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, together=1)
-FEW = 128
-"""So many keys are few, where one step makes all scores: see `AttentionRule.few`."""
 
 
 def blockwise_attention(
@@ -197,7 +196,7 @@ def canonical(
         queries=T,
         keys=S,
         padded=grid.length("s") != S,
-        few=cpu and S <= FEW and grid.sizes == grid.lengths,
+        few=cpu and _few(grid),
         many_small=cpu and _many_small(grid, H),
         precision=precision,
     )
@@ -255,6 +254,11 @@ def block_grid(
     b = _divisor(B, heads // (G * k))
     together = sizes.together if s >= S or b * k * G * t * s <= sizes.step else 1
     return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), sizes.tile, together)
+
+
+def _few(grid: Grid) -> bool:
+    """Whether one step is all there is, and of few keys: up to 128, measured with heads of 16 to 128 channels."""
+    return grid.sizes == grid.lengths and grid.length("s") <= 128
 
 
 def _many_small(grid: Grid, H: int) -> bool:

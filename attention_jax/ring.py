@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from attention_jax.arguments import positions_for
+from attention_jax.attention_rule import finite_or_zero
 from attention_jax.blocks import accumulator
 from attention_jax.blockwise import blockwise_attention, grid_for, weighted_sums
 from attention_jax.captured import hoisted
@@ -26,7 +27,6 @@ from attention_jax.mask_tree import Placed
 from attention_jax.masks import prefix
 from attention_jax.node import node
 from attention_jax.score_tree import PlacedScore, check_rules
-from attention_jax.softmax import finite_or_zero
 from attention_jax.typing import MaskLike, Positions, ScoreLike
 
 

@@ -1,4 +1,4 @@
-"""One head's block of attention, and the passes made of such blocks.
+"""Attention as passes over blocks of it.
 
 The forward pass is the online softmax of Milakov and Gimelshein (2018, arXiv:1805.02867), as in FlashAttention
 (arXiv:2205.14135). With the log-sum-exp it leaves behind, each weight is exp(logit - lse), and the output's tangent is
@@ -11,225 +11,13 @@ may give d_lse output as well. Only the first backward pass, which training wait
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from attention_jax.attention_rule import finite_or_zero
 from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum, reordered
-from attention_jax.dropout import keep_positions
-
-SHORT = 32
-"""Weights of so many keys make short rows."""
-
-
-@dataclass(frozen=True)
-class AttentionRule:
-    """One head's block of attention. The operands are the arrays of the mask and of the score, dropout's seed if it
-    acts, query, key and value; for `term`, then the log-sum-exp.
-
-    `mask` and `score` are tree structures, that of None where there is none: compared with None itself, one raises.
-    """
-
-    mask: Any
-    score: Any
-    masks: int
-    scores: int
-    scale: float
-    rate: float
-    queries: int
-    keys: int
-    padded: bool  # whether there are more columns than keys
-    few: bool  # whether one step of few keys is all there is, so that the scores are not the largest arrays
-    many_small: bool  # whether a step has many blocks, each too small for more than one core
-    precision: Any
-    normalised: bool = False  # whether the terms are divided by the sum of their weights
-
-    @property
-    def relative(self) -> bool:
-        mask = self.mask_of()
-        return mask is not None and mask.relative
-
-    @property
-    def scoreless(self) -> bool:
-        return self.score == jax.tree.structure(None)
-
-    def short(self, block):
-        """Whether rows are so short that XLA's loops over them are slow on a CPU. (Of one key it reduces nothing.)"""
-        return self.few and 1 < len(block.columns) <= SHORT
-
-    def mask_of(self, operands=None):
-        """The mask, or what of it does not depend on its arrays."""
-        return jax.tree.unflatten(self.mask, [None] * self.masks if operands is None else operands[: self.masks])
-
-    def unpack(self, operands):
-        """(mask, score's arrays, seed, the rest, of which the query or the key is scaled)."""
-        scores = self.masks + self.scores
-        seed = operands[scores] if self.rate else None
-        query, key, *rest = operands[scores + (self.rate > 0) :]
-        rest = [query * self.scales[0], key * self.scales[1], *rest]
-        return self.mask_of(operands), operands[self.masks : scores], seed, rest
-
-    @property
-    def scales(self):
-        """Of the query, and of the key: of few keys, which are marked in any case, it costs less."""
-        return (1, self.scale) if self.few else (self.scale, 1)
-
-    def cleaned(self, operands):
-        """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
-        blocks, which are in the cache, it costs next to nothing."""
-        mask, score, seed, (*arrays, lse) = self.unpack(operands)
-        return mask, score, seed, [*map(finite_or_zero, arrays), lse]
-
-    def span(self, outer, first, last, length):
-        mask = self.mask_of()
-        if mask is None:
-            return 0, length - 1
-        return (mask.columns_of if outer == "t" else mask.rows_of)((first, last), length)
-
-    def some_every(self, rows, columns, *operands):
-        mask = self.mask_of(operands)
-        some, every = (True, True) if mask is None else mask.some_every(rows, columns)
-        return some, every & (columns[1] < self.keys) if self.padded else every
-
-    def seen(self, block, mask, logits, hidden=-jnp.inf):
-        """The logits, `hidden` where a key is not seen."""
-        real = (block.columns < self.keys)[None, :]
-        seen = jnp.broadcast_to(real if mask is None else real & mask.at(block.rows, block.columns), logits.shape)
-        if self.short(block):  # as one row, which XLA makes a faster loop of
-            return jnp.where(seen.ravel(), logits.ravel(), hidden).reshape(logits.shape)
-        return jnp.where(seen, logits, hidden)
-
-    def scored(self, block, logits, arrays):
-        if self.scoreless:
-            return logits
-        score = jax.tree.unflatten(self.score, arrays)
-        # what fills the last block stands where the last query or key does: elsewhere a score may have no gradient
-        rows, columns = jnp.minimum(block.rows, self.queries - 1), jnp.minimum(block.columns, self.keys - 1)
-        # finite: a score of -inf hides what overflows, too
-        return score.apply(finite_or_zero(logits), block.head, rows, columns)
-
-    def logits(self, block, masked, mask, score, query, key):
-        """`[t, s]`, -inf where a key is not seen."""
-        products = self.without_hidden(block, masked, mask, self.product("th,hs->ts", query, key, key))
-        logits = self.scored(block, products, score)
-        return self.seen(block, mask, logits) if masked else logits
-
-    def without_hidden(self, block, masked, mask, products):
-        """With constants in place of what is hidden, so that it takes nothing back through a score, whatever its slope
-        there."""
-        return self.seen(block, mask, products, 0) if masked and not self.scoreless else products
-
-    def dropped(self, block, weights, seed):
-        if seed is None:
-            return weights
-        keep = keep_positions(seed, self.rate, block.rows, block.columns)
-        return jnp.where(keep, weights / (1 - self.rate), 0)
-
-    def product(self, letters, one, other, known):
-        """`einsum`, in which "hs" is a key or a value: few of them are by rows. XLA leaves a batch of small products to
-        one core of a CPU, and divides it where a sum is fused with them; so one of zeros is, made of `known`: the key
-        or the value. They are NaN for what is not finite in it, which is for `Softmax.find` to find in any case."""
-        letters = letters.replace("hs", "sh") if self.few else letters
-        product = jnp.einsum(letters, one, other, precision=self.precision)
-        if not self.many_small:
-            return product
-        keys = "sh" if "sh" in letters else "hs"
-        return product + jnp.einsum(f"{keys}->{letters[-1]}", jax.lax.stop_gradient(known - known))[None, :]
-
-    def over_queries(self, queries, scores, known):
-        """The sum over the queries, for each key. XLA's fast product on a CPU wants its left side row by row, for which
-        the smaller array is turned."""
-        if self.few:
-            return self.product("st,th->hs", _turned(scores), queries, known)
-        return self.product("ht,ts->hs", _turned(queries), scores, known)
-
-    def term(self, block, masked, *operands):
-        """Weighted values, and the sum of the weights, which is 1 if the log-sum-exp, taken as given, is theirs."""
-        mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
-        weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
-        sums, total = self.product("ts,hs->th", self.dropped(block, weights, seed), value, value), weights.sum(axis=-1)
-        return sums / jnp.where(total == 0, 1, total)[:, None] if self.normalised else sums, total
-
-    def transposed_tangent(self, block, masked, operands, moving, cotangents):
-        """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4)."""
-        mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
-        d_output, d_total = cotangents.get(0), cotangents.get(1)
-
-        *_, uncleaned = self.unpack(operands)
-        products = self.without_hidden(block, masked, mask, _finite_product(self, *uncleaned[:2]))
-        logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
-        if masked:
-            logits = self.seen(block, mask, logits)
-        # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
-        weights = jnp.exp(jnp.minimum(logits - lse[:, None], 0))
-        d_weights = (
-            0 if d_output is None else self.dropped(block, self.product("th,hs->ts", d_output, value, value), seed)
-        )
-        if not (self.normalised or d_total is None):
-            d_weights += d_total[:, None]
-        d_logits = weights * d_weights
-        if masked or not self.scoreless:  # a hidden weight is 0, but what it is multiplied with may have overflowed
-            d_logits = jnp.where(logits == -jnp.inf, 0, d_logits)
-        if self.normalised:
-            lost = jnp.sum(d_logits, axis=-1)
-            d_logits -= weights * (lost if d_total is None else lost - d_total)[:, None]
-        d_logits, d_score = back_through_score(d_logits)
-        if not self.scoreless:  # of what is hidden, it may have a slope that is not finite
-            d_logits = jnp.where(logits == -jnp.inf, 0, d_logits)
-
-        first = len(operands) - 4
-        gradients = dict(zip(range(self.masks, self.masks + self.scores), d_score, strict=True))
-        if first in moving:
-            gradients[first] = self.product("ts,hs->th", d_logits, key, key) * self.scales[0]
-        if first + 1 in moving:
-            gradients[first + 1] = self.over_queries(query, d_logits * self.scales[1], key)
-        if first + 2 in moving:
-            weights = self.dropped(block, weights, seed)
-            gradients[first + 2] = jnp.zeros_like(value)
-            if d_output is not None:
-                gradients[first + 2] = self.over_queries(d_output, weights, value)
-        # the mask's own arrays, if they are numbers, have none
-        return [gradients[index] if index in gradients else jnp.zeros_like(operands[index]) for index in moving]
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _finite_product(rule, query, key):
-    """The products that `Softmax.find` makes, which XLA makes once for both where nothing loops; 0 if not finite."""
-    return finite_or_zero(rule.product("th,hs->ts", query, key, key))
-
-
-@_finite_product.defjvp
-def _finite_product_jvp(rule, primals, tangents):
-    (query, key), (d_query, d_key) = map(finite_or_zero, primals), tangents
-    product = partial(rule.product, "th,hs->ts", known=key)
-    return _finite_product(rule, *primals), product(d_query, key) + product(query, d_key)
-
-
-def finite_or_zero(x):
-    """With 0 for what is not finite."""
-    return jnp.where(jnp.isfinite(x), x, 0)
-
-
-def _nans(x):
-    """For each row: 0, or NaN if not all of it is finite."""
-    return jnp.sum(x - x, axis=-1)
-
-
-def in_order(rule, operands, axes):
-    """Operands that end in query, key and value, or in None for a tangent that is 0, and their axes, with key and value
-    as blocks take them: `"xbk.s"`; or of few keys all three with heads first."""
-    count, first = (3, "xbkg") if rule.few else (2, "xbk.s")
-    last = zip(axes[-count:], operands[-count:], strict=True)
-    letters, arrays = zip(*((a, x) if x is None else reordered(first, a, x) for a, x in last), strict=True)
-    return (*operands[:-count], *arrays), (*axes[:-count], *letters)
-
-
-def _turned(x):
-    """Its transpose, in memory too."""
-    return jax.lax.optimization_barrier(x.T)
 
 
 @dataclass(frozen=True)
@@ -254,9 +42,7 @@ class Softmax(Fold):
 
     def finish(self, found):
         peak, total, sums = found
-        blind = total == 0
-        total = jnp.where(blind, 1, total)
-        lse = jnp.where(blind, -jnp.inf, peak + jnp.log(total))
+        lse, total = _log_sum(peak, total)
         return [jnp.moveaxis(sums / total[..., None], -2, 1), lse]
 
     def find(self, block, masked, *operands):
@@ -283,8 +69,12 @@ class Softmax(Fold):
         else:
             peak = jnp.maximum(jnp.max(logits, axis=-1), lowest)
             weights = jnp.exp(checked - peak[:, None])  # checked here and not before the maximum, which is a pass more
+        total = jnp.sum(weights, axis=-1)
+        if rule.short(block):  # the product waits for the sum: XLA may wake a thread to run both, which takes longer
+            peak, total = _log_sum(peak, total)
+            weights, total = weights / total[:, None], jnp.ones_like(total)
         sums = rule.product(f"ts,{keys}->th", rule.dropped(block, weights, seed), value, value)
-        return peak, jnp.sum(weights, axis=-1), sums
+        return peak, total, sums
 
     def merge(self, one, other):
         peak = jnp.maximum(one[0], other[0])
@@ -318,3 +108,24 @@ class Softmax(Fold):
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
         lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", moved, known, precision="highest")
         return (output, lse), (d_output - lost.reshape(output.shape), d_lse)
+
+
+def in_order(rule, operands, axes):
+    """Operands that end in query, key and value, or in None for a tangent that is 0, and their axes, with key and value
+    as blocks take them: `"xbk.s"`; or of few keys all three with heads first."""
+    count, first = (3, "xbkg") if rule.few else (2, "xbk.s")
+    last = zip(axes[-count:], operands[-count:], strict=True)
+    letters, arrays = zip(*((a, x) if x is None else reordered(first, a, x) for a, x in last), strict=True)
+    return (*operands[:-count], *arrays), (*axes[:-count], *letters)
+
+
+def _log_sum(peak, total):
+    """The log-sum-exp, and the total with 1 in place of 0, where there is no weight."""
+    blind = total == 0
+    total = jnp.where(blind, 1, total)
+    return jnp.where(blind, -jnp.inf, peak + jnp.log(total)), total
+
+
+def _nans(x):
+    """For each row: 0, or NaN if not all of it is finite."""
+    return jnp.sum(x - x, axis=-1)

@@ -16,6 +16,7 @@ from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from attention_jax.arguments import positions_for, static_int
+from attention_jax.attention_rule import finite_or_zero
 from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import SamePairs, accumulator
@@ -24,7 +25,7 @@ from attention_jax.checks import check_many_heads
 from attention_jax.devices import platform_of
 from attention_jax.dispatch import placed
 from attention_jax.score_tree import check_rules
-from attention_jax.softmax import finite_or_zero, in_order
+from attention_jax.softmax import in_order
 from attention_jax.typing import MaskLike, Positions, ScoreLike
 
 

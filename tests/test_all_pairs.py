@@ -129,6 +129,7 @@ def test_case(case):
             name: jax.jit(partial(modes, implementation))(*inputs)
             for name, implementation in {
                 "reference": suite.multi_head_attention, "blockwise": partial(suite.blockwise, block_sizes=(4, 4), tile=2),
+                "one block": suite.one_block,
             }.items()
         }  # fmt: skip
         kept = np.asarray(dropped_ones(shape, rate))

@@ -14,7 +14,7 @@ from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
-from attention_jax.blockwise import CPU, _many_small, block_grid, blockwise_attention, canonical, grid_for
+from attention_jax.blockwise import CPU, _few, _many_small, block_grid, blockwise_attention, canonical, grid_for
 from attention_jax.score_rules import relative_bucket
 from attention_jax.tiles import tiles_at
 
@@ -489,6 +489,33 @@ def test_what_counts_as_many_small_blocks():
     for (heads, length), many in lengths.items():
         shape = length, heads, 64
         assert _many_small(grid_for(None, None, shape, shape, "cpu"), 64) == many
+
+
+def test_what_counts_as_few_keys():
+    shapes = {(4, 128): True, (4, 129): False, (64, 128): True, (128, 128): False}
+    for (heads, length), few in shapes.items():
+        shape = length, heads, 64
+        assert _few(grid_for(None, None, shape, shape, "cpu")) == few
+
+
+@pytest.mark.parametrize("keys", [2, 32, 33, 128])
+def test_few_keys(keys):
+    """Fewer than channels of a value, and more; in short rows, and longer ones."""
+    *inputs, cotangent = suite.inputs((5, keys, 4, 2, 8, 40, (2,)))
+    mask = aj.key_lengths(np.array([0, keys - 1])) & aj.causal(offset=keys - 3)
+    weigh = jax.random.normal(jax.random.key(0), (2, 4, 5))
+
+    def total(implementation, *inputs):
+        output, lse = aj.attention_and_lse(*inputs, mask=mask, implementation=implementation)
+        return jnp.vdot(output, cotangent) + jnp.vdot(jnp.where(jnp.isfinite(lse), jnp.sin(lse), 0), weigh)
+
+    def modes(implementation, *inputs):
+        gradient = jax.grad(partial(total, implementation), (0, 1, 2))
+        return total(implementation, *inputs), *jax.jvp(gradient, inputs, tuple(jnp.roll(x, 1, 1) for x in inputs))
+
+    ours = jax.jit(partial(modes, "blockwise"))(*inputs)
+    with x64_if(True):
+        suite.close(ours, jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
 
 
 def area(tiles, masked):

@@ -13,7 +13,7 @@ from x64 import x64_if
 
 import attention_jax as aj
 
-SHAPE = (7, 9, 4, 2, 8, 5, (2,))
+SHAPE = (7, 9, 4, 2, 8, 10, (2,))
 ROWS_MASK = np.random.default_rng(3).random((2, 4, 7, 9)) < 0.5
 ROWS_MASK[:, :, 3] = False
 
@@ -23,7 +23,9 @@ def arrays():
     return suite.inputs(SHAPE)
 
 
-@pytest.fixture(params=["blockwise", "many small blocks", pytest.param("reference", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=["blockwise", "many small blocks", "one block", pytest.param("reference", marks=pytest.mark.slow)]
+)
 def attention(request):
     return suite.IMPLEMENTATIONS[request.param]
 
