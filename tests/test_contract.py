@@ -155,10 +155,10 @@ def test_what_no_row_sees_changes_no_bit(everything, poison, which, arrays):
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_poison_reaches_only_rows_that_see_it(everything, poison, which):
+@pytest.mark.parametrize("which, channels", [(0, 5), (1, 5), (2, 5), (2, 8)])
+def test_poison_reaches_only_rows_that_see_it(everything, poison, which, channels):
     """The key or value at position 4 under a causal mask: rows 0 to 3 keep output and gradient bit for bit."""
-    *inputs, cotangent = suite.inputs((7, 7, 4, 2, 8, 5, (2,)))
+    *inputs, cotangent = suite.inputs((7, 7, 4, 2, 8, channels, (2,)))
     clean, d_query, *_ = everything(*inputs, cotangent, mask=aj.causal())
     inputs[which] = inputs[which].at[:, 4, 1, 2].set(poison)
     output, d_query_poisoned, *_ = everything(*inputs, cotangent, mask=aj.causal())
