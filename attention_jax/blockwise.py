@@ -150,10 +150,8 @@ class Problem(NamedTuple):
         own = self.axes, self.out_axes(), self.outputs()
         *operands, key, value = self.operands
         if self.rule.few:  # a key is marked whose value is not finite, with which nothing need be looked for in blocks
-            channels = self.axes[-1].index(".")
             nans = jax.lax.stop_gradient(value - value).astype(key.dtype)
-            alike = key.shape[channels] == value.shape[channels]
-            key += nans if alike else jnp.sum(nans, axis=channels, keepdims=True)
+            key += nans if key.shape == value.shape else jnp.sum(nans, axis=-1, keepdims=True)
         return Softmax(self.rule, self.grid, *own, static_kind=self.rule.masks == 0)(*operands, key, value)
 
 

@@ -31,7 +31,7 @@ class Softmax(Fold):
         value, letters = operands[-1], self.axes[-1]
         if self.rule.few or not letters.endswith("."):  # marked, or by columns
             return super().run(*operands)
-        nans = _nans(value)
+        nans = jnp.sum(value - value, axis=-1)
         with_nans = replace(self, axes=(*self.axes, letters.replace("s", "").replace(".", "s")))
         return Fold.run(with_nans, *operands, jnp.moveaxis(nans, letters.index("s"), -1))
 
@@ -124,8 +124,3 @@ def _log_sum(peak, total):
     blind = total == 0
     total = jnp.where(blind, 1, total)
     return jnp.where(blind, -jnp.inf, peak + jnp.log(total)), total
-
-
-def _nans(x):
-    """For each row: 0, or NaN if not all of it is finite."""
-    return jnp.sum(x - x, axis=-1)
