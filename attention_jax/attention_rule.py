@@ -12,9 +12,6 @@ import jax.numpy as jnp
 
 from attention_jax.dropout import keep_positions
 
-SHORT = 32
-"""Weights of so many keys make short rows."""
-
 
 @dataclass(frozen=True)
 class AttentionRule:
@@ -33,10 +30,9 @@ class AttentionRule:
     queries: int
     keys: int
     padded: bool  # whether there are more columns than keys
-    few: bool  # whether one step of few keys is all there is, so that the scores are not the largest arrays
+    few: bool  # whether keys are few, all in a block, and the log-sum-exp given is theirs
     many_small: bool  # whether a step has many blocks, each too small for more than one core
     precision: Any
-    normalised: bool = False  # whether the terms are divided by the sum of their weights
 
     @property
     def relative(self) -> bool:
@@ -47,9 +43,10 @@ class AttentionRule:
     def scoreless(self) -> bool:
         return self.score == jax.tree.structure(None)
 
-    def short(self, block):
-        """Whether rows are so short that XLA's loops over them are slow on a CPU. (Of one key it reduces nothing.)"""
-        return self.few and 1 < len(block.columns) <= SHORT
+    def normalised(self, channels):
+        """Whether the terms are divided by the sum of their weights, so that no d_lse output need be taken from their
+        tangent: which costs less where a row of weights is no longer than one of the output."""
+        return self.few and self.keys <= channels
 
     def mask_of(self, operands=None):
         """The mask, or what of it does not depend on its arrays."""
@@ -89,9 +86,16 @@ class AttentionRule:
         """The logits, `hidden` where a key is not seen."""
         real = (block.columns < self.keys)[None, :]
         seen = jnp.broadcast_to(real if mask is None else real & mask.at(block.rows, block.columns), logits.shape)
-        if self.short(block):  # as one row, which XLA makes a faster loop of
+        if self.few:  # as one row, which XLA makes a faster loop of
             return jnp.where(seen.ravel(), logits.ravel(), hidden).reshape(logits.shape)
         return jnp.where(seen, logits, hidden)
+
+    def marked(self, key, value):
+        """The key; of few, one whose value is not finite is not either, so that no row need look for it."""
+        if not self.few:
+            return key
+        marks = jax.lax.stop_gradient(value - value)
+        return key + (marks if key.shape == value.shape else jnp.sum(marks, axis=-1, keepdims=True))
 
     def scored(self, block, logits, arrays):
         if self.scoreless:
@@ -107,6 +111,12 @@ class AttentionRule:
         products = self.without_hidden(block, masked, mask, self.product("th,hs->ts", query, key, key))
         logits = self.scored(block, products, score)
         return self.seen(block, mask, logits) if masked else logits
+
+    def checked(self, block, masked, mask, logits, finite):
+        """The logits, -inf where a key is not seen, NaN where it is and they are not of what is finite."""
+        shown = finite if self.scoreless else finite | (logits == -jnp.inf)
+        checked = jnp.where(shown, logits, jnp.nan)
+        return self.seen(block, mask, checked) if masked else checked
 
     def without_hidden(self, block, masked, mask, products):
         """With constants in place of what is hidden, so that it takes nothing back through a score, whatever its slope
@@ -124,10 +134,13 @@ class AttentionRule:
         one core of a CPU, and divides it where a sum is fused with them; so one of zeros is, made of `known`: the key
         or the value. They are NaN for what is not finite in it, which is for `Softmax.find` to find in any case."""
         letters = letters.replace("hs", "sh") if self.few else letters
+        keys = "sh" if "sh" in letters else "hs"
+        if self.few and letters == "th,sh->ts" and len(other) > other.shape[1]:
+            # so many by rows cost more than turned ones, and the turning
+            letters, other = "th,hs->ts", _turned(other)
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
             return product
-        keys = "sh" if "sh" in letters else "hs"
         return product + jnp.einsum(f"{keys}->{letters[-1]}", jax.lax.stop_gradient(known - known))[None, :]
 
     def over_queries(self, queries, scores, known):
@@ -142,20 +155,25 @@ class AttentionRule:
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
         sums, total = self.product("ts,hs->th", self.dropped(block, weights, seed), value, value), weights.sum(axis=-1)
-        return sums / jnp.where(total == 0, 1, total)[:, None] if self.normalised else sums, total
+        return sums / jnp.where(total == 0, 1, total)[:, None] if self.normalised(sums.shape[1]) else sums, total
 
     def transposed_tangent(self, block, masked, operands, moving, cotangents):
         """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4)."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         d_output, d_total = cotangents.get(0), cotangents.get(1)
 
-        *_, uncleaned = self.unpack(operands)
-        products = self.without_hidden(block, masked, mask, _finite_product(self, *uncleaned[:2]))
+        *_, (uncleaned, *marked, _) = self.unpack(operands)
+        found = _product(self, uncleaned, self.marked(*marked))
+        products = self.without_hidden(block, masked, mask, finite_or_zero(found))
         logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
         if masked:
             logits = self.seen(block, mask, logits)
-        # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
-        weights = jnp.exp(jnp.minimum(logits - lse[:, None], 0))
+        if self.few:
+            checked = self.checked(block, masked, mask, self.scored(block, found, score), jnp.isfinite(found))
+            weights = _own_weights(checked, logits, lse)
+        else:
+            # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
+            weights = jnp.exp(jnp.minimum(logits - lse[:, None], 0))
         d_weights = (
             0 if d_output is None else self.dropped(block, self.product("th,hs->ts", d_output, value, value), seed)
         )
@@ -164,7 +182,7 @@ class AttentionRule:
         def shown(x):  # a hidden weight is 0, but what it is multiplied with may have overflowed
             return jnp.where(logits == -jnp.inf, 0, x) if hides else x
 
-        if self.normalised:
+        if self.normalised(value.shape[-1]):
             lost = jnp.sum(shown(weights * d_weights), axis=-1)
             d_total = -lost if d_total is None else d_total - lost
         if d_total is not None:
@@ -189,16 +207,38 @@ class AttentionRule:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _finite_product(rule, query, key):
-    """The products that `Softmax.find` makes, which XLA makes once for both where nothing loops; 0 if not finite."""
-    return finite_or_zero(rule.product("th,hs->ts", query, key, key))
+def _product(rule, query, key):
+    """That takes nothing back through what is not finite."""
+    return rule.product("th,hs->ts", query, key, key)
 
 
-@_finite_product.defjvp
-def _finite_product_jvp(rule, primals, tangents):
+@_product.defjvp
+def _product_jvp(rule, primals, tangents):
     (query, key), (d_query, d_key) = map(finite_or_zero, primals), tangents
     product = partial(rule.product, "th,hs->ts", known=key)
-    return _finite_product(rule, *primals), product(d_query, key) + product(query, d_key)
+    return _product(rule, *primals), product(d_query, key) + product(query, d_key)
+
+
+@jax.custom_jvp
+def _own_weights(checked, logits, lse):
+    """exp(logits - lse), as `Softmax.find` makes them; 0 in a row that is not finite."""
+    weights = softmax_of_few(checked)
+    return finite_or_zero(weights.ravel()).reshape(weights.shape)
+
+
+@_own_weights.defjvp
+def _own_weights_jvp(primals, tangents):
+    weights, (_, d_logits, d_lse) = _own_weights(*primals), tangents
+    return weights, weights * (d_logits - d_lse[:, None])
+
+
+def softmax_of_few(logits):
+    """The weights, 0 in a row that sees nothing. YNNPACK makes one operation of it, if maximum and sum begin at their
+    floors, and if nothing else asks for them."""
+    limits = jnp.finfo(logits.dtype)
+    lowest, least = (jnp.asarray(limit, logits.dtype) for limit in (limits.min, limits.tiny))
+    weights = jnp.exp(logits - jax.lax.reduce(logits, lowest, jax.lax.max, (1,))[:, None])
+    return weights / jax.lax.reduce(weights, least, jax.lax.add, (1,))[:, None]
 
 
 def _turned(x):

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from attention_jax.blocks import SamePairs, Sweep, accumulator
+from attention_jax.blocks import SamePairs, Sweep, accumulator, reordered
 from attention_jax.tiles import other
 
 
@@ -58,7 +57,8 @@ class BlockSum(Sweep):
         rule = Transposed(self.rule, len(self.axes), moving, types, given)
         known = [(self.axes[index], operands[index]) for index, ours in enumerate(linear) if not ours]
         known += [(self.out_axes[index], cotangents[index]) for index in given]
-        if self.grid.steps(self.outer) == 1:  # XLA transposes a lone block while it cuts it, slowly on a CPU
+        if self.grid.steps(self.outer) == 1 and not self.rule.few:
+            # XLA transposes a lone block while it cuts it, slowly on a CPU
             known = [reordered("xbkg", *each) for each in known]
         axes, arrays = zip(*known, strict=True)
         turned = replace(
@@ -117,12 +117,6 @@ class Transposed(_Derived):
 
         types = [jax.ShapeDtypeStruct(block.shape(*of_block), dtype) for *of_block, dtype in self.types]
         return jax.linear_transpose(linear, *types)(list(cotangents))
-
-
-def reordered(first: str, axes: str, array: jax.Array) -> tuple[str, jax.Array]:
-    """The axes and the array, with these axes first, in this order, and the others in their own."""
-    order = sorted(range(len(axes)), key=lambda axis: (axes[axis] not in first, first.find(axes[axis])))
-    return "".join(axes[axis] for axis in order), jnp.transpose(array, order)
 
 
 def _where(values, which, wanted):

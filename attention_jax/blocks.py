@@ -69,6 +69,8 @@ class Rule(Protocol):
     """Whether only the distance of two positions says if they count."""
     padded: bool
     """Whether the last keys do not count, whatever stands there."""
+    few: bool
+    """Whether keys are few: a step then puts heads first in all it takes, before anything else is done with it."""
 
     def span(self, outer: str, first, last, length: int) -> Span:
         """First and last position on the inner axis that matter to positions `first` to `last` of the outer one."""
@@ -93,6 +95,10 @@ class SamePairs:
     @property
     def padded(self) -> bool:
         return self.rule.padded
+
+    @property
+    def few(self) -> bool:
+        return self.rule.few
 
     def span(self, *args) -> Span:
         return self.rule.span(*args)
@@ -208,6 +214,8 @@ class Sweep(Operation):
         where an output lacks one of their axes, it is summed over it."""
         blocks = [block[0] if a.startswith("x") else block for a, block in zip(axes, blocks, strict=True)]
         axes, out_axes = ([a.removeprefix("x") for a in names] for names in (axes, out_axes))
+        if self.rule.few:
+            axes, blocks = zip(*map(partial(reordered, "bkg"), axes, blocks), strict=True)
         blocks = [_widened(cut(names, block, tile)) for names, block in zip(axes, blocks, strict=True)]
         rows = start["t"] + tile.t[0] + jnp.arange(tile.t[1])
         columns = start["s"] + tile.s[0] + jnp.arange(tile.s[1])
@@ -283,6 +291,12 @@ class Sweep(Operation):
         )
         results = [result.reshape(V, X, *result.shape[1:]) for result in wide(*operands)]
         return [r if x else r.sum(1) for r, x in zip(results, has_x, strict=True)], [0] * len(results)
+
+
+def reordered(first: str, axes: str, array: jax.Array) -> tuple[str, jax.Array]:
+    """The axes and the array, with these axes first, in this order, and the others in their own."""
+    order = sorted(range(len(axes)), key=lambda axis: (axes[axis] not in first, first.find(axes[axis])))
+    return "".join(axes[axis] for axis in order), jnp.transpose(array, order)
 
 
 def accumulator(dtype):

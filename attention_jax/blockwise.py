@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -39,15 +40,18 @@ class Sizes(NamedTuple):
     tile: int
     """The least queries or keys in a piece of a block that the mask cuts through: see `Grid.tile_of`."""
     step: int
-    """Scores made in one step; at most twice as many, if they are all there are. On a CPU the arrays of a step should
-    stay below some 32 MiB, beyond which malloc gives memory back after each call; an accelerator wants to be filled."""
+    """Scores made in one step, or channels of the query if those are more; at most twice as many, if they are all there
+    are. On a CPU the arrays of a step should stay below some 32 MiB, beyond which malloc gives memory back after each
+    call; an accelerator wants to be filled."""
+    few: int
+    """The same of few keys, if they are not all there are: their steps should stay in the cache."""
     together: int
     """Steps of the forward pass in one pass of its loop, so that a core of a CPU can begin the next while another ends
     the last. Only steps of at most `step` scores, or of all keys: others would need more memory than that."""
 
 
-CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, together=2)
-ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, together=1)
+CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, few=2**18, together=2)
+ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, few=2**25, together=1)
 
 
 def blockwise_attention(
@@ -113,9 +117,10 @@ def weighted_sums(
     S, K, Hv = value.shape[-3:]
     grid = grid_for(mask, score, query.shape, value.shape, platform_of(query))
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
-    operands, axes = in_order(problem.rule, problem.operands, problem.axes)
+    rule = replace(problem.rule, few=False)  # of which the log-sum-exp would be their own
+    operands, axes = in_order(rule, problem.operands, problem.axes)
     own = (*axes, "bkgt"), problem.out_axes(), problem.outputs()
-    sums, total = BlockSum(problem.rule, grid, *own, problem.rule.masks == 0)(*operands, problem.given(lse))
+    sums, total = BlockSum(rule, grid, *own, rule.masks == 0)(*operands, problem.given(lse))
     return _unpadded(sums, T, batch, N)[..., :Hv], total[..., :T].reshape(*batch, N, T)
 
 
@@ -148,11 +153,7 @@ class Problem(NamedTuple):
     def softmax(self) -> list[jax.Array]:
         """Output and log-sum-exp."""
         own = self.axes, self.out_axes(), self.outputs()
-        *operands, key, value = self.operands
-        if self.rule.few:  # a key is marked whose value is not finite, with which nothing need be looked for in blocks
-            nans = jax.lax.stop_gradient(value - value).astype(key.dtype)
-            key += nans if key.shape == value.shape else jnp.sum(nans, axis=-1, keepdims=True)
-        return Softmax(self.rule, self.grid, *own, static_kind=self.rule.masks == 0)(*operands, key, value)
+        return Softmax(self.rule, self.grid, *own, static_kind=self.rule.masks == 0)(*self.operands)
 
 
 def canonical(
@@ -194,7 +195,7 @@ def canonical(
         queries=T,
         keys=S,
         padded=grid.length("s") != S,
-        few=cpu and _few(grid),
+        few=cpu and grid.steps("s") == 1 and _few(S, H, grid.tile),
         many_small=cpu and _many_small(grid, H),
         precision=precision,
     )
@@ -241,22 +242,24 @@ def block_grid(
 ) -> Grid:
     """How the work is cut up: blocks of at most so many queries and keys, and as many heads and examples a step as keep
     all cores busy."""
-    *batch, T, N, _ = query_shape
-    S, K, _ = value_shape[-3:]
-    B, G = math.prod(batch), N // K
+    *batch, T, N, H = query_shape
+    S, K, Hv = value_shape[-3:]
+    B, G, channels = math.prod(batch), N // K, max(H, Hv)
     s = _fit(S, block_sizes[1])
     t = _fit(T, min(block_sizes[0], max(sizes.block**2 // (G * s), 32)))  # a step takes whole groups of heads
-    at_once = 2 * sizes.step
-    heads = max((sizes.step if at_once < B * N * T * S else at_once) // (t * s), 1)
+    at_once, step = 2 * sizes.step, sizes.few if _few(s, H, sizes.tile) else sizes.step
+    heads = max((step if at_once < B * N * T * max(S, channels) else at_once) // (t * max(s, channels)), 1)
     k = _divisor(K, heads // G)
     b = _divisor(B, heads // (G * k))
     together = sizes.together if s >= S or b * k * G * t * s <= sizes.step else 1
     return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), sizes.tile, together)
 
 
-def _few(grid: Grid) -> bool:
-    """Whether one step is all there is, and of few keys: up to 128, measured with heads of 16 to 128 channels."""
-    return grid.sizes == grid.lengths and grid.length("s") <= 128
+def _few(S: int, H: int, tile: int) -> bool:
+    """Whether so many keys are few, so that scores are not the largest arrays, and rows of them so short that XLA's
+    loops over them are slow: measured with 8 to 256 keys and heads of 8 to 128 channels. Of one it reduces nothing; and
+    a row must be in one tile."""
+    return 1 < S <= min(max(2 * H, 64), 128, tile)
 
 
 def _many_small(grid: Grid, H: int) -> bool:

@@ -12,12 +12,12 @@ may give d_lse output as well. Only the first backward pass, which training wait
 
 from dataclasses import dataclass, replace
 
-import jax
 import jax.numpy as jnp
 
-from attention_jax.attention_rule import finite_or_zero
+from attention_jax.attention_rule import finite_or_zero, softmax_of_few
 from attention_jax.block_fold import Fold
-from attention_jax.block_sum import BlockSum, reordered
+from attention_jax.block_sum import BlockSum
+from attention_jax.blocks import reordered
 
 
 @dataclass(frozen=True)
@@ -50,29 +50,25 @@ class Softmax(Fold):
         mask, score, seed, (query, key, value, *nans) = rule.unpack(operands)
         keys = "sh" if nans else "hs"
         if nans:  # of all keys at once: XLA finds them slowly in the pieces of a block where those are by rows
-            key = key + nans[0][:, None]
+            key += nans[0][:, None]
+        key = rule.marked(key, value)
         products = rule.product(f"th,{keys}->ts", query, key, key)
         logits = rule.scored(block, products, score)
         finite = jnp.isfinite(products)
         if not (nans or rule.few):
             finite &= jnp.all(jnp.isfinite(value), axis=0)[None, :]
-        # what is seen and is not finite makes its row NaN; what a score hides is not seen
-        checked = jnp.where(finite if rule.scoreless else finite | (logits == -jnp.inf), logits, jnp.nan)
-        if masked:
-            logits, checked = (rule.seen(block, mask, x) for x in (logits, checked))
+        checked = rule.checked(block, masked, mask, logits, finite)
+        logits = rule.seen(block, mask, logits) if masked else logits
         value = finite_or_zero(value)
-        lowest = jnp.finfo(logits.dtype).min  # not -inf, from which nothing can be subtracted
-        if rule.short(block):  # YNNPACK makes one operation of these, if nothing else asks for their maximum
-            floored = jax.lax.reduce(checked, jnp.asarray(lowest, checked.dtype), jax.lax.max, (1,))
-            weights = jnp.exp(checked - floored[:, None])
-            peak = jnp.maximum(-jnp.min(-checked, axis=-1), lowest)
-        else:
-            peak = jnp.maximum(jnp.max(logits, axis=-1), lowest)
-            weights = jnp.exp(checked - peak[:, None])  # checked here and not before the maximum, which is a pass more
-        total = jnp.sum(weights, axis=-1)
-        if rule.short(block):  # the product waits for the sum: XLA may wake a thread to run both, which takes longer
-            peak, total = _log_sum(peak, total)
-            weights, total = weights / total[:, None], jnp.ones_like(total)
+        if rule.few:
+            weights = softmax_of_few(checked)
+            highest = jnp.max(weights, axis=-1)  # 1 over their sum: to ask for that one again would make it twice
+            peak = jnp.where(highest == 0, -jnp.inf, -jnp.min(-checked, axis=-1) - jnp.log(highest))
+            total = jnp.ones_like(peak)
+        else:  # checked after the maximum, before which it is a pass more; not -inf, from which nothing is subtracted
+            peak = jnp.maximum(jnp.max(logits, axis=-1), jnp.finfo(logits.dtype).min)
+            weights = jnp.exp(checked - peak[:, None])
+            total = jnp.sum(weights, axis=-1)
         sums = rule.product(f"ts,{keys}->th", rule.dropped(block, weights, seed), value, value)
         return peak, total, sums
 
@@ -86,7 +82,7 @@ class Softmax(Fold):
         rule, channels = self.rule, self.outputs[0].shape[-1]
         (primals, axes), (tangents, _) = (in_order(rule, each, self.axes) for each in (primals, tangents))
         if rule.few:
-            rule = replace(rule, many_small=False, normalised=rule.keys <= channels)
+            rule = replace(rule, many_small=False)
         output, lse = replace(self, rule=rule, axes=axes)(*primals)
         given = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
         total = BlockSum(
@@ -99,7 +95,7 @@ class Softmax(Fold):
         )
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
-        if rule.normalised:
+        if rule.normalised(channels):
             return (output, lse), (d_output, d_lse)
         b, k, g, t = (self.grid.length(letter) for letter in "bkgt")
         known = output.reshape(-1, b, t, k, g, channels)
@@ -111,12 +107,13 @@ class Softmax(Fold):
 
 
 def in_order(rule, operands, axes):
-    """Operands that end in query, key and value, or in None for a tangent that is 0, and their axes, with key and value
-    as blocks take them: `"xbk.s"`; or of few keys all three with heads first."""
-    count, first = (3, "xbkg") if rule.few else (2, "xbk.s")
-    last = zip(axes[-count:], operands[-count:], strict=True)
-    letters, arrays = zip(*((a, x) if x is None else reordered(first, a, x) for a, x in last), strict=True)
-    return (*operands[:-count], *arrays), (*axes[:-count], *letters)
+    """Operands that end in key and value, or in None for a tangent that is 0, and their axes, with these two as blocks
+    take them: `"xbk.s"`. Few keys are put in order by the blocks themselves."""
+    if rule.few:
+        return operands, axes
+    last = zip(axes[-2:], operands[-2:], strict=True)
+    letters, arrays = zip(*((a, x) if x is None else reordered("xbk.s", a, x) for a, x in last), strict=True)
+    return (*operands[:-2], *arrays), (*axes[:-2], *letters)
 
 
 def _log_sum(peak, total):

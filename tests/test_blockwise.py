@@ -212,7 +212,9 @@ def test_shard_map_over_the_batch(implementation, arrays):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
-def test_log_sum_exp_is_exact_and_differentiable(implementation, arrays):
+@pytest.mark.parametrize("tile", [4, CPU.tile])
+def test_log_sum_exp_is_exact_and_differentiable(implementation, tile, arrays, monkeypatch):
+    monkeypatch.setattr("attention_jax.blockwise.CPU", CPU._replace(tile=tile))
     query, key, value, _ = (x.astype(jnp.bfloat16) for x in arrays)
 
     def ours(query, key):
@@ -412,7 +414,8 @@ def test_two_steps_run_together():
     x = jax.ShapeDtypeStruct((32, 12, 8), jnp.float32)
     counts = {}
     for heads in (0.5, 1, 2, 4):
-        with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=int(heads * 32 * 32))):
+        step = int(heads * 32 * 32)
+        with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=step, few=step)):
             program = jax.jit(partial(aj.attention, implementation="blockwise")).lower(x, x, x).compile().as_text()
         counts[heads] = program.count(" dot(")
     assert counts == {0.5: 4, 1: 4, 2: 4, 4: 2}
@@ -455,6 +458,13 @@ def test_one_head_a_step(mask, score, heads):
         assert suite.error(one, other) <= suite.GRADIENT_TOLERANCES["float32"]
 
 
+def test_one_head_a_step_with_the_products_of_many(arrays):
+    mask = aj.causal(offset=4)
+    with mock.patch("attention_jax.blockwise._many_small", return_value=True):
+        ours = one_head_a_step(*arrays[:3], mask=mask)
+    assert suite.error(ours, aj.multi_head_attention(*arrays[:3], mask=mask)) <= suite.TOLERANCES["float32"]
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", [1, 2])
 def test_one_head_a_step_is_poisoned_only_where_it_sees(poison, which):
@@ -492,18 +502,20 @@ def test_what_counts_as_many_small_blocks():
 
 
 def test_what_counts_as_few_keys():
-    shapes = {(4, 128): True, (4, 129): False, (64, 128): True, (128, 128): False}
-    for (heads, length), few in shapes.items():
-        shape = length, heads, 64
-        assert _few(grid_for(None, None, shape, shape, "cpu")) == few
+    """No more than in a row of 64, or in two of a head, or in a tile."""
+    for S, H, few in [(1, 64, False), (2, 8, True), (64, 8, True), (65, 32, False), (128, 64, True), (129, 128, False)]:
+        assert _few(S, H, CPU.tile) == few
+    assert not _few(33, 64, 32)
 
 
-@pytest.mark.parametrize("keys", [2, 32, 33, 128])
-def test_few_keys(keys):
-    """Fewer than channels of a value, and more; in short rows, and longer ones."""
-    *inputs, cotangent = suite.inputs((5, keys, 4, 2, 8, 40, (2,)))
-    mask = aj.key_lengths(np.array([0, keys])) & aj.causal(offset=keys - 3)
-    weigh = jax.random.normal(jax.random.key(0), (2, 4, 5))
+@pytest.mark.parametrize("steps", ["one", "many"])
+@pytest.mark.parametrize("keys", [2, 40, 41, 64])
+def test_few_keys(keys, steps):
+    """Fewer than channels of a query, than those of a value, and more."""
+    *inputs, cotangent = suite.inputs((35, keys, 4, 2, 8, 40, (2,)))
+    mask = aj.key_lengths(np.array([0, keys])) & aj.causal(offset=keys - 33)
+    weigh = jax.random.normal(jax.random.key(0), (2, 4, 35))
+    sizes = CPU if steps == "one" else CPU._replace(block=keys, narrow=keys, step=1, few=1)
 
     def modes(implementation, *inputs):
         def attend(*inputs):
@@ -517,7 +529,8 @@ def test_few_keys(keys):
         tangents = tuple(jnp.roll(x, 1, 1) for x in inputs)
         return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
 
-    ours = jax.jit(partial(modes, "blockwise"))(*inputs)
+    with mock.patch("attention_jax.blockwise.CPU", sizes):
+        ours = jax.jit(partial(modes, "blockwise"))(*inputs)
     with x64_if(True):
         suite.close(ours, jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
 
