@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_jax.blocks import OfGroup, gathered
 from attention_jax.dropout import keep_positions
 
 
@@ -30,6 +31,7 @@ class AttentionRule:
     queries: int
     keys: int
     padded: bool  # whether there are more columns than keys
+    by_rows: bool  # whether a step takes keys and values by rows, heads first; else by columns
     few: bool  # whether keys are few, all in a block, and the log-sum-exp given is theirs
     many_small: bool  # whether a step has many blocks, each too small for more than one core
     precision: Any
@@ -91,8 +93,8 @@ class AttentionRule:
         return jnp.where(seen, logits, hidden)
 
     def marked(self, key, value):
-        """The key; of few, one whose value is not finite is not either, so that no row need look for it."""
-        if not self.few:
+        """The key; by rows, one whose value is not finite is not either, so that no query need look for it."""
+        if not self.by_rows:
             return key
         marks = jax.lax.stop_gradient(value - value)
         return key + (marks if key.shape == value.shape else jnp.sum(marks, axis=-1, keepdims=True))
@@ -133,22 +135,26 @@ class AttentionRule:
         """`einsum`, in which "hs" is a key or a value: few of them are by rows. XLA leaves a batch of small products to
         one core of a CPU, and divides it where a sum is fused with them; so one of zeros is, made of `known`: the key
         or the value. They are NaN for what is not finite in it, which is for `Softmax.find` to find in any case."""
-        letters = letters.replace("hs", "sh") if self.few else letters
+        letters = letters.replace("hs", "sh") if self.by_rows else letters
         keys = "sh" if "sh" in letters else "hs"
-        if self.few and letters == "th,sh->ts" and len(other) > other.shape[1]:
-            # so many by rows cost more than turned ones, and the turning
+        if self.by_rows and letters == "th,sh->ts" and len(one) >= len(other) > other.shape[1]:
+            # so many by rows cost so many queries more than turned ones, and the turning
             letters, other = "th,hs->ts", _turned(other)
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
             return product
         return product + jnp.einsum(f"{keys}->{letters[-1]}", jax.lax.stop_gradient(known - known))[None, :]
 
-    def over_queries(self, queries, scores, known):
-        """The sum over the queries, for each key. XLA's fast product on a CPU wants its left side row by row, for which
-        the smaller array is turned."""
-        if self.few:
-            return self.product("st,th->hs", _turned(scores), queries, known)
-        return self.product("ht,ts->hs", _turned(queries), scores, known)
+    def over_queries(self, queries, scores, known, of_group):
+        """The sum over the queries, for each key; `of_group`, over those of all heads that share it. XLA's fast product
+        on a CPU wants its left side row by row, for which the smaller array is turned."""
+        if of_group:
+            queries, scores = gathered(queries), gathered(scores)
+        if self.by_rows:
+            total = self.product("st,th->hs", _turned(scores), queries, known)
+        else:
+            total = self.product("ht,ts->hs", _turned(queries), scores, known)
+        return OfGroup(total) if of_group else total
 
     def term(self, block, masked, *operands):
         """Weighted values, and the sum of the weights, which is 1 if the log-sum-exp, taken as given, is theirs."""
@@ -157,7 +163,7 @@ class AttentionRule:
         sums, total = self.product("ts,hs->th", self.dropped(block, weights, seed), value, value), weights.sum(axis=-1)
         return sums / jnp.where(total == 0, 1, total)[:, None] if self.normalised(sums.shape[1]) else sums, total
 
-    def transposed_tangent(self, block, masked, operands, moving, cotangents):
+    def transposed_tangent(self, block, masked, operands, moving, cotangents, of_group):
         """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4)."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         d_output, d_total = cotangents.get(0), cotangents.get(1)
@@ -196,12 +202,12 @@ class AttentionRule:
         if first in moving:
             gradients[first] = self.product("ts,hs->th", d_logits, key, key) * self.scales[0]
         if first + 1 in moving:
-            gradients[first + 1] = self.over_queries(query, d_logits * self.scales[1], key)
+            gradients[first + 1] = self.over_queries(query, d_logits * self.scales[1], key, of_group)
         if first + 2 in moving:
             weights = self.dropped(block, weights, seed)
             gradients[first + 2] = jnp.zeros_like(value)
             if d_output is not None:
-                gradients[first + 2] = self.over_queries(d_output, weights, value)
+                gradients[first + 2] = self.over_queries(d_output, weights, value, of_group)
         # the mask's own arrays, if they are numbers, have none
         return [gradients[index] if index in gradients else jnp.zeros_like(operands[index]) for index in moving]
 

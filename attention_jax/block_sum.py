@@ -2,6 +2,7 @@
 
 import operator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,14 +23,15 @@ class BlockSum(Sweep):
 
     def run(self, *operands):
         inner = [other(self.outer) in axes for axes in self.out_axes]
+        term = self.rule.term
+        if isinstance(self.rule, Transposed) and self.grid.length("g") > 1:
+            term = partial(term, of_group=True)
 
         def step(start, carry, blocks):
             def terms(tiles):
                 zeros = self.zeros(operands)
                 whole = [zero.reshape(shape) for zero, shape in zip(zeros, self.block_shapes(), strict=True)]
-                terms = self.by_tile(
-                    self.rule.term, self.axes, self.out_axes, start, blocks, tiles, whole, operator.add
-                )
+                terms = self.by_tile(term, self.axes, self.out_axes, start, blocks, tiles, whole, operator.add)
                 return [term.reshape(zero.shape) for term, zero in zip(terms, zeros, strict=True)]
 
             terms = self.by_kind(self.outer, start, blocks, terms)
@@ -57,7 +59,7 @@ class BlockSum(Sweep):
         rule = Transposed(self.rule, len(self.axes), moving, types, given)
         known = [(self.axes[index], operands[index]) for index, ours in enumerate(linear) if not ours]
         known += [(self.out_axes[index], cotangents[index]) for index in given]
-        if self.grid.steps(self.outer) == 1 and not self.rule.few:
+        if self.grid.steps(self.outer) == 1 and not self.rule.by_rows:
             # XLA transposes a lone block while it cuts it, slowly on a CPU
             known = [reordered("xbkg", *each) for each in known]
         axes, arrays = zip(*known, strict=True)
@@ -102,12 +104,13 @@ class Transposed(_Derived):
     """Axes, shape in a whole block, and dtype of the linear ones."""
     given: tuple[int, ...]
 
-    def term(self, block, masked, *operands):
+    def term(self, block, masked, *operands, of_group=False):
         by_hand = getattr(self.rule.rule, "transposed_tangent", None) if isinstance(self.rule, Tangent) else None
         split = self.count - len(self.moving)
         known, cotangents = operands[:split], operands[split:]
         if by_hand and self.moving == tuple(range(self.rule.count, self.count)):
-            return by_hand(block, masked, known, self.rule.moving, dict(zip(self.given, cotangents, strict=True)))
+            given = dict(zip(self.given, cotangents, strict=True))
+            return by_hand(block, masked, known, self.rule.moving, given, of_group)
 
         def linear(*values):
             known_left, linear_left = iter(known), iter(values)

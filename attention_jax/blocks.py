@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,8 @@ class Rule(Protocol):
     """Whether only the distance of two positions says if they count."""
     padded: bool
     """Whether the last keys do not count, whatever stands there."""
-    few: bool
-    """Whether keys are few: a step then puts heads first in all it takes, before anything else is done with it."""
+    by_rows: bool
+    """Whether keys are taken by rows: a step then puts heads first in all it takes, before anything else is done."""
 
     def span(self, outer: str, first, last, length: int) -> Span:
         """First and last position on the inner axis that matter to positions `first` to `last` of the outer one."""
@@ -80,6 +80,23 @@ class Rule(Protocol):
 
     def term(self, block: Block, masked: bool, *operands) -> Sequence[jax.Array]:
         """What the block adds to each output; unless `masked`, every pair of it counts."""
+
+
+@jax.custom_batching.custom_vmap
+def gathered(array):
+    """Those of all heads of a group, one after another along the first axis, where a rule is of one head."""
+    return array
+
+
+@gathered.def_vmap
+def _gathered(size, batched, array):
+    return array.reshape(-1, *array.shape[2:]), False
+
+
+class OfGroup(NamedTuple):
+    """What a rule has made of `gathered` arrays, and so is no more to be summed over the heads of a group."""
+
+    total: jax.Array
 
 
 @dataclass(frozen=True)
@@ -97,8 +114,8 @@ class SamePairs:
         return self.rule.padded
 
     @property
-    def few(self) -> bool:
-        return self.rule.few
+    def by_rows(self) -> bool:
+        return self.rule.by_rows
 
     def span(self, *args) -> Span:
         return self.rule.span(*args)
@@ -214,7 +231,7 @@ class Sweep(Operation):
         where an output lacks one of their axes, it is summed over it."""
         blocks = [block[0] if a.startswith("x") else block for a, block in zip(axes, blocks, strict=True)]
         axes, out_axes = ([a.removeprefix("x") for a in names] for names in (axes, out_axes))
-        if self.rule.few:
+        if self.rule.by_rows:
             axes, blocks = zip(*map(partial(reordered, "bkg"), axes, blocks), strict=True)
         blocks = [_widened(cut(names, block, tile)) for names, block in zip(axes, blocks, strict=True)]
         rows = start["t"] + tile.t[0] + jnp.arange(tile.t[1])
@@ -339,11 +356,12 @@ def _first(axes, shape, sizes, start):
 def _over(fn, letter, size, axes, out_axes):
     where = [None if letter == "b" else 0, *(names.index(letter) if letter in names else None for names in axes)]
     where_out = [names.index(letter) if letter in names else None for names in out_axes]
-    mapped = jax.vmap(fn, tuple(where), tuple(axis or 0 for axis in where_out), axis_size=size)
+    of_all = tuple(axis or 0 for axis in where_out)
+    mapped = jax.vmap(fn, tuple(where), of_all, axis_size=size)
 
     def summed(*operands):
         outputs = zip(mapped(*operands), where_out, strict=True)
-        return tuple(jnp.sum(output, 0) if axis is None else output for output, axis in outputs)
+        return tuple(_total(output) if axis is None else output for output, axis in outputs)
 
     def only_one(*operands):  # as an axis it would keep XLA from seeing that two layouts are one
         operands = [x if axis is None else jnp.squeeze(x, axis) for x, axis in zip(operands, where, strict=True)]
@@ -351,6 +369,10 @@ def _over(fn, letter, size, axes, out_axes):
         return tuple(output if axis is None else jnp.expand_dims(output, axis) for output, axis in outputs)
 
     return only_one if size == 1 else summed
+
+
+def _total(output):
+    return output.total[0] if isinstance(output, OfGroup) else jnp.sum(output, 0)
 
 
 def _with_x(axes: str) -> str:

@@ -40,9 +40,9 @@ class Sizes(NamedTuple):
     tile: int
     """The least queries or keys in a piece of a block that the mask cuts through: see `Grid.tile_of`."""
     step: int
-    """Scores made in one step, or channels of the query if those are more; at most twice as many, if they are all there
-    are. On a CPU the arrays of a step should stay below some 32 MiB, beyond which malloc gives memory back after each
-    call; an accelerator wants to be filled."""
+    """Numbers in the largest array of one step, be that scores, queries or keys; at most twice as many, if they are all
+    there are. On a CPU the arrays of a step should stay below some 32 MiB, beyond which malloc gives memory back after
+    each call; an accelerator wants to be filled."""
     few: int
     """The same of few keys, if they are not all there are: their steps should stay in the cache."""
     together: int
@@ -185,6 +185,7 @@ def canonical(
             leaf, letters = canonical_array(jnp.asarray(leaf), letters, batch, K, N)
             operands.append(pad(leaf, letters, grid))
             axes.append(letters)
+    few = cpu and grid.steps("s") == 1 and _few(S, H, grid.tile)
     rule = AttentionRule(
         mask=jax.tree.structure(mask),
         score=jax.tree.structure(score),
@@ -195,7 +196,8 @@ def canonical(
         queries=T,
         keys=S,
         padded=grid.length("s") != S,
-        few=cpu and grid.steps("s") == 1 and _few(S, H, grid.tile),
+        by_rows=few or (cpu and grid.steps("t") == 1 and 2 * T <= S),  # to put them by columns pays in many steps
+        few=few,
         many_small=cpu and _many_small(grid, H),
         precision=precision,
     )
@@ -248,9 +250,13 @@ def block_grid(
     s = _fit(S, block_sizes[1])
     t = _fit(T, min(block_sizes[0], max(sizes.block**2 // (G * s), 32)))  # a step takes whole groups of heads
     at_once, step = 2 * sizes.step, sizes.few if _few(s, H, sizes.tile) else sizes.step
-    heads = max((step if at_once < B * N * T * max(S, channels) else at_once) // (t * max(s, channels)), 1)
-    k = _divisor(K, heads // G)
-    b = _divisor(B, heads // (G * k))
+
+    def largest(T: int, S: int) -> int:  # of the scores, queries and keys of a group of heads
+        return max(G * T * S, G * T * channels, S * channels)
+
+    groups = max((step if at_once < B * K * largest(T, S) else at_once) // largest(t, s), 1)
+    k = _divisor(K, groups)
+    b = _divisor(B, groups // k)
     together = sizes.together if s >= S or b * k * G * t * s <= sizes.step else 1
     return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), sizes.tile, together)
 

@@ -29,7 +29,7 @@ class Softmax(Fold):
 
     def run(self, *operands):
         value, letters = operands[-1], self.axes[-1]
-        if self.rule.few or not letters.endswith("."):  # marked, or by columns
+        if self.rule.by_rows or not letters.endswith("."):  # marked, or by columns
             return super().run(*operands)
         nans = jnp.sum(value - value, axis=-1)
         with_nans = replace(self, axes=(*self.axes, letters.replace("s", "").replace(".", "s")))
@@ -55,7 +55,7 @@ class Softmax(Fold):
         products = rule.product(f"th,{keys}->ts", query, key, key)
         logits = rule.scored(block, products, score)
         finite = jnp.isfinite(products)
-        if not (nans or rule.few):
+        if not (nans or rule.by_rows):
             finite &= jnp.all(jnp.isfinite(value), axis=0)[None, :]
         checked = rule.checked(block, masked, mask, logits, finite)
         logits = rule.seen(block, mask, logits) if masked else logits
@@ -81,7 +81,7 @@ class Softmax(Fold):
     def jvp(self, primals, tangents):
         rule, channels = self.rule, self.outputs[0].shape[-1]
         (primals, axes), (tangents, _) = (in_order(rule, each, self.axes) for each in (primals, tangents))
-        if rule.few:
+        if rule.by_rows:
             rule = replace(rule, many_small=False)
         output, lse = replace(self, rule=rule, axes=axes)(*primals)
         given = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
@@ -108,8 +108,8 @@ class Softmax(Fold):
 
 def in_order(rule, operands, axes):
     """Operands that end in key and value, or in None for a tangent that is 0, and their axes, with these two as blocks
-    take them: `"xbk.s"`. Few keys are put in order by the blocks themselves."""
-    if rule.few:
+    take them: `"xbk.s"`. By rows, blocks put them in order themselves."""
+    if rule.by_rows:
         return operands, axes
     last = zip(axes[-2:], operands[-2:], strict=True)
     letters, arrays = zip(*((a, x) if x is None else reordered("xbk.s", a, x) for a, x in last), strict=True)

@@ -508,14 +508,31 @@ def test_what_counts_as_few_keys():
     assert not _few(33, 64, 32)
 
 
+def lowered(batch, queries, keys):
+    query, key = (jax.ShapeDtypeStruct((batch, length, 8, 64), jnp.float32) for length in (queries, keys))
+    return jax.jit(partial(aj.attention, implementation="blockwise")).lower(query, key, key)
+
+
+def test_few_queries_take_keys_by_rows():
+    """To put them by columns would take longer than the rest."""
+    assert "tensor<1x8x64x256xf32>" in lowered(1, 256, 256).as_text()
+    assert "tensor<1x8x64x256xf32>" not in lowered(1, 1, 256).as_text()
+
+
+def test_steps_of_few_queries_are_of_few_keys():
+    """Which are the largest arrays: all of them, copied at once, would not stay in the cache."""
+    assert lowered(8, 1, 1024).compile().memory_analysis().temp_size_in_bytes < 10 * 2**20
+
+
 @pytest.mark.parametrize("steps", ["one", "many"])
-@pytest.mark.parametrize("keys", [2, 40, 41, 64])
-def test_few_keys(keys, steps):
-    """Fewer than channels of a query, than those of a value, and more."""
-    *inputs, cotangent = suite.inputs((35, keys, 4, 2, 8, 40, (2,)))
-    mask = aj.key_lengths(np.array([0, keys])) & aj.causal(offset=keys - 33)
-    weigh = jax.random.normal(jax.random.key(0), (2, 4, 35))
-    sizes = CPU if steps == "one" else CPU._replace(block=keys, narrow=keys, step=1, few=1)
+@pytest.mark.parametrize("queries, keys", [(35, 2), (35, 40), (35, 41), (35, 64), (3, 70)])
+def test_by_rows(queries, keys, steps):
+    """Fewer keys than channels of a query, than those of a value, and more; and few queries."""
+    *inputs, cotangent = suite.inputs((queries, keys, 4, 2, 8, 40, (2,)))
+    mask = aj.key_lengths(np.array([0, keys])) & aj.causal(offset=keys - queries + 2)
+    weigh = jax.random.normal(jax.random.key(0), (2, 4, queries))
+    block = min(keys, 64)
+    sizes = CPU if steps == "one" else CPU._replace(block=block, narrow=block, step=1, few=1)
 
     def modes(implementation, *inputs):
         def attend(*inputs):
