@@ -24,6 +24,7 @@ CAUSAL = [
     (2, 1024, 8, 64), (1, 4096, 8, 64), (1, 8192, 8, 64),
 ]  # fmt: skip
 WINDOW = [(1, 2048, 8, 64), (1, 8192, 8, 64)]
+DECODING = [(8, 1024, 8, 64), (1, 4096, 32, 128)]
 MEMORY = [(1, T, 4, 64) for T in (1024, 2048, 4096, 8192, 16384)]
 PEERS_UP_TO = {"jax.nn": 4096, "nnx function": 1024, "tokamax": 1024, "equinox": 1024}
 """They hold all weights, for which longer inputs take seconds a call, and then gigabytes."""
@@ -37,14 +38,19 @@ def measure(rounds: int) -> Iterator[Row]:
         yield from times("Causal attention", shape, aj.causal(), rounds)
     for shape in WINDOW:
         yield from times("A window of 256 keys", shape, aj.sliding_window(256, 0), rounds)
+    for shape in DECODING:
+        yield from times("One query on all keys", shape, None, rounds, queries=1)
     for shape in MEMORY:
         yield from memory(shape)
 
 
-def times(table: str, shape, mask, rounds: int) -> Iterator[Row]:
-    """Seconds of every contender, forward and with the backward pass."""
+def times(table: str, shape, mask, rounds: int, queries: int | None = None) -> Iterator[Row]:
+    """Seconds of every contender, forward and with the backward pass; forward alone of some queries, as text is made of
+    one after another."""
     random = np.random.default_rng(0)
-    *inputs, cotangent = (jnp.asarray(random.normal(size=shape), jnp.float32) for _ in range(4))
+    of_queries = (shape[0], queries or shape[1], *shape[2:])
+    shapes = of_queries, shape, shape, of_queries
+    *inputs, cotangent = (jnp.asarray(random.normal(size=each), jnp.float32) for each in shapes)
     programs = {name: compiled(attend, inputs, cotangent) for name, attend in contenders(shape, mask).items()}
     calls = {
         name: (partial(finished, forward, *inputs), partial(finished, backward, inputs, cotangent))
@@ -52,7 +58,7 @@ def times(table: str, shape, mask, rounds: int) -> Iterator[Row]:
     }
     if torch is not None:
         calls["torch"] = torch_calls(inputs, cotangent, mask)
-    for index, direction in enumerate(DIRECTIONS):
+    for index, direction in enumerate(DIRECTIONS[: 1 if queries else 2]):
         for name, values in seconds({name: pair[index] for name, pair in calls.items()}, rounds).items():
             yield Row(f"{table}, {direction}", str(shape), name, values)
 
@@ -74,9 +80,14 @@ def contenders(shape, mask) -> dict[str, Callable]:
         found[f"{OURS}, reference"] = partial(aj.attention, mask=mask, implementation="reference")
     for peer in peers.implementations():
         if PEERS_UP_TO.get(peer.name, 0) >= T:
-            options = {"causal": True} if is_causal(mask) and peer.has("causal") else {"mask": mask.to_array(T, T)}
+            options = {"causal": True} if is_causal(mask) and peer.has("causal") else {"mask": as_array(mask, T)}
             found[peer.name] = partial(peer.attend, **options)
     return found
+
+
+def as_array(mask, T: int):
+    """True where a query sees a key."""
+    return None if mask is None else np.array(mask.to_array(T, T))
 
 
 def is_causal(mask) -> bool:
@@ -103,7 +114,8 @@ def torch_calls(inputs, cotangent, mask):
     *inputs, cotangent = peers.to_torch(*inputs, cotangent)
     inputs = [x.requires_grad_() for x in inputs]
     T = inputs[0].shape[-2]
-    options = {"is_causal": True} if is_causal(mask) else {"attn_mask": torch.tensor(np.array(mask.to_array(T, T)))}
+    seen = as_array(mask, T)
+    options = {"is_causal": True} if is_causal(mask) else {"attn_mask": None if seen is None else torch.tensor(seen)}
     attend = partial(torch.nn.functional.scaled_dot_product_attention, *inputs, **options)
 
     def forward():

@@ -126,6 +126,12 @@ def test_attention_is_measured_forward_and_backward():
     json.dumps([row.values for row in rows])
 
 
+def test_one_query_is_measured_forward():
+    rows = list(attention.times("One query", (2, 8, 2, 4), None, rounds=2, queries=1))
+    assert {row.table for row in rows} == {"One query, forward"}
+    assert {OURS, "jax.nn"} <= {row.implementation for row in rows}
+
+
 def test_memory_of_all_weights_grows_faster_than_ours():
     short, long = (
         {row.implementation: row.values[0] for row in attention.memory((1, T, 1, 8)) if row.table.endswith("forward")}
