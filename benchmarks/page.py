@@ -17,10 +17,10 @@ one side of 1. All is float32, on random numbers.
 NOTES = {
     "attention": """
 `attention_jax` is what `attention` chooses by itself; `attention_jax, reference` is our equation as it is written, with
-all weights in memory. Shapes are (B, T, N, H): batch, length, heads, channels of a head. JAX libraries that hold all
-weights are left out where T is over 1024, but for `jax.nn`, which is left out over 4096. `equinox` has a module only,
-whose projections are part of its time. Memory is what XLA's compiled program takes besides its inputs and outputs;
-PyTorch does not tell.
+all weights in memory. Shapes are (B, T, N, H): batch, length, heads, channels of a head; of one query, those of the
+keys. JAX libraries that hold all weights are left out where T is over 1024, but for `jax.nn`, which is left out over
+4096. `equinox` has a module only, whose projections are part of its time. Memory is what XLA's compiled program takes
+besides its inputs and outputs; PyTorch does not tell.
 """,
     "generation": """
 Greedy text by the smallest GPT-2, of random weights, each library with its cache.
