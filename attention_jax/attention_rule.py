@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_jax.blocks import OfGroup, gathered
 from attention_jax.dropout import keep_positions
+from attention_jax.heads import OfGroup, gathered
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,13 @@ class AttentionRule:
         return jnp.where(keep, weights / (1 - self.rate), 0)
 
     def product(self, letters, one, other, known):
-        """`einsum`, in which "hs" is a key or a value: few of them are by rows. XLA leaves a batch of small products to
+        """`einsum`, in which "hs" is a key or a value, by rows "sh". XLA leaves a batch of small products to
         one core of a CPU, and divides it where a sum is fused with them; so one of zeros is, made of `known`: the key
         or the value. They are NaN for what is not finite in it, which is for `Softmax.find` to find in any case."""
         letters = letters.replace("hs", "sh") if self.by_rows else letters
         keys = "sh" if "sh" in letters else "hs"
         if self.by_rows and letters == "th,sh->ts" and len(one) >= len(other) > other.shape[1]:
-            # so many by rows cost so many queries more than turned ones, and the turning
+            # many keys by rows cost as many queries more than turning them does
             letters, other = "th,hs->ts", _turned(other)
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
@@ -168,8 +168,8 @@ class AttentionRule:
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         d_output, d_total = cotangents.get(0), cotangents.get(1)
 
-        *_, (uncleaned, *marked, _) = self.unpack(operands)
-        found = _product(self, uncleaned, self.marked(*marked))
+        *_, (*uncleaned, _) = self.unpack(operands)
+        found = _product(self, uncleaned[0], self.marked(*uncleaned[1:]))
         products = self.without_hidden(block, masked, mask, finite_or_zero(found))
         logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
         if masked:
@@ -214,7 +214,8 @@ class AttentionRule:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _product(rule, query, key):
-    """That takes nothing back through what is not finite."""
+    """As `Softmax.find` makes it, so that XLA makes it once for both where nothing loops; it takes nothing back through
+    what is not finite."""
     return rule.product("th,hs->ts", query, key, key)
 
 
@@ -227,7 +228,7 @@ def _product_jvp(rule, primals, tangents):
 
 @jax.custom_jvp
 def _own_weights(checked, logits, lse):
-    """exp(logits - lse), as `Softmax.find` makes them; 0 in a row that is not finite."""
+    """exp(logits - lse), as `Softmax.find` makes them, once for both as above; 0 in a row that is not finite."""
     weights = softmax_of_few(checked)
     return finite_or_zero(weights.ravel()).reshape(weights.shape)
 

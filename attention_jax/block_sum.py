@@ -60,7 +60,7 @@ class BlockSum(Sweep):
         known = [(self.axes[index], operands[index]) for index, ours in enumerate(linear) if not ours]
         known += [(self.out_axes[index], cotangents[index]) for index in given]
         if self.grid.steps(self.outer) == 1 and not self.rule.by_rows:
-            # XLA transposes a lone block while it cuts it, slowly on a CPU
+            # by columns, XLA transposes a lone block while it cuts it, slowly on a CPU
             known = [reordered("xbkg", *each) for each in known]
         axes, arrays = zip(*known, strict=True)
         turned = replace(

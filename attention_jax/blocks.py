@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from attention_jax.heads import over_heads
 from attention_jax.operation import Operation, vary_like
 from attention_jax.spans import Span, Truth
 from attention_jax.tiles import Block, Tile, Tiles, along_diagonals, cut, joined, other, tiles_at, whole
@@ -80,23 +81,6 @@ class Rule(Protocol):
 
     def term(self, block: Block, masked: bool, *operands) -> Sequence[jax.Array]:
         """What the block adds to each output; unless `masked`, every pair of it counts."""
-
-
-@jax.custom_batching.custom_vmap
-def gathered(array):
-    """Those of all heads of a group, one after another along the first axis, where a rule is of one head."""
-    return array
-
-
-@gathered.def_vmap
-def _gathered(size, batched, array):
-    return array.reshape(-1, *array.shape[2:]), False
-
-
-class OfGroup(NamedTuple):
-    """What a rule has made of `gathered` arrays, and so is no more to be summed over the heads of a group."""
-
-    total: jax.Array
 
 
 @dataclass(frozen=True)
@@ -242,12 +226,7 @@ class Sweep(Operation):
         def one_head(head, *operands):
             return tuple(fn(Block(head, rows, columns), *operands))
 
-        mapped = one_head
-        for letter, outside in (("g", "bk"), ("k", "b"), ("b", "")):
-            inside = [[a for a in names if a not in outside] for names in axes]
-            inside_out = [[a for a in names if a not in outside] for names in out_axes]
-            mapped = _over(mapped, letter, self.grid.size(letter), inside, inside_out)
-        return mapped(heads, *blocks)
+        return over_heads(one_head, self.grid.size, axes, out_axes)(heads, *blocks)
 
     def by_kind(self, outer: str, start, blocks, fn: Callable[[Tiles], Any]):
         """`fn` of the tiles in which some pair counts: of none, where nothing does, and of a whole block, where it is
@@ -351,28 +330,6 @@ def _add(grid, axes, array, start, block):
 def _first(axes, shape, sizes, start):
     whole = [a == "." or size == block for a, size, block in zip(axes, shape, sizes, strict=True)]
     return [jnp.int32(0 if all_of_it else start[a]) for a, all_of_it in zip(axes, whole, strict=True)]
-
-
-def _over(fn, letter, size, axes, out_axes):
-    where = [None if letter == "b" else 0, *(names.index(letter) if letter in names else None for names in axes)]
-    where_out = [names.index(letter) if letter in names else None for names in out_axes]
-    of_all = tuple(axis or 0 for axis in where_out)
-    mapped = jax.vmap(fn, tuple(where), of_all, axis_size=size)
-
-    def summed(*operands):
-        outputs = zip(mapped(*operands), where_out, strict=True)
-        return tuple(_total(output) if axis is None else output for output, axis in outputs)
-
-    def only_one(*operands):  # as an axis it would keep XLA from seeing that two layouts are one
-        operands = [x if axis is None else jnp.squeeze(x, axis) for x, axis in zip(operands, where, strict=True)]
-        outputs = zip(fn(*operands), where_out, strict=True)
-        return tuple(output if axis is None else jnp.expand_dims(output, axis) for output, axis in outputs)
-
-    return only_one if size == 1 else summed
-
-
-def _total(output):
-    return output.total[0] if isinstance(output, OfGroup) else jnp.sum(output, 0)
 
 
 def _with_x(axes: str) -> str:

@@ -80,14 +80,14 @@ def contenders(shape, mask) -> dict[str, Callable]:
         found[f"{OURS}, reference"] = partial(aj.attention, mask=mask, implementation="reference")
     for peer in peers.implementations():
         if PEERS_UP_TO.get(peer.name, 0) >= T:
-            options = {"causal": True} if is_causal(mask) and peer.has("causal") else {"mask": as_array(mask, T)}
+            if mask is None:
+                options = {}
+            elif is_causal(mask) and peer.has("causal"):
+                options = {"causal": True}
+            else:
+                options = {"mask": mask.to_array(T, T)}
             found[peer.name] = partial(peer.attend, **options)
     return found
-
-
-def as_array(mask, T: int):
-    """True where a query sees a key."""
-    return None if mask is None else np.array(mask.to_array(T, T))
 
 
 def is_causal(mask) -> bool:
@@ -114,8 +114,10 @@ def torch_calls(inputs, cotangent, mask):
     *inputs, cotangent = peers.to_torch(*inputs, cotangent)
     inputs = [x.requires_grad_() for x in inputs]
     T = inputs[0].shape[-2]
-    seen = as_array(mask, T)
-    options = {"is_causal": True} if is_causal(mask) else {"attn_mask": None if seen is None else torch.tensor(seen)}
+    if mask is None or is_causal(mask):
+        options = {"is_causal": mask is not None}
+    else:
+        options = {"attn_mask": torch.tensor(np.array(mask.to_array(T, T)))}
     attend = partial(torch.nn.functional.scaled_dot_product_attention, *inputs, **options)
 
     def forward():
