@@ -86,7 +86,7 @@ class AttentionRule:
 
     def seen(self, block, mask, logits, hidden=-jnp.inf):
         """The logits, `hidden` where a key is not seen."""
-        real = (block.columns < self.keys)[None, :]
+        real = (block.columns < self.keys)[None, :] if self.padded else True
         seen = jnp.broadcast_to(real if mask is None else real & mask.at(block.rows, block.columns), logits.shape)
         if self.few:  # as one row, which XLA makes a faster loop of
             return jnp.where(seen.ravel(), logits.ravel(), hidden).reshape(logits.shape)
