@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_jax.devices import OLD_XLA
 from attention_jax.dropout import keep_positions
 from attention_jax.heads import OfGroup, gathered
 
@@ -137,7 +138,7 @@ class AttentionRule:
         or the value. They are NaN for what is not finite in it, which is for `Softmax.find` to find in any case."""
         letters = letters.replace("hs", "sh") if self.by_rows else letters
         keys = "sh" if "sh" in letters else "hs"
-        if self.by_rows and letters == "th,sh->ts" and len(one) >= len(other) > other.shape[1]:
+        if OLD_XLA and self.by_rows and letters == "th,sh->ts" and len(one) >= len(other) > other.shape[1]:
             # many keys by rows cost as many queries more than turning them does
             letters, other = "th,hs->ts", _turned(other)
         product = jnp.einsum(letters, one, other, precision=self.precision)

@@ -21,7 +21,7 @@ from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import Grid, accumulator
 from attention_jax.captured import hoisted, holds_function
 from attention_jax.checks import check_dropout, check_many_heads, check_scale
-from attention_jax.devices import platform_of
+from attention_jax.devices import OLD_XLA, platform_of
 from attention_jax.dropout import seeds_of_heads
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import vary_like
@@ -198,7 +198,7 @@ def canonical(
         padded=grid.length("s") != S,
         by_rows=few or (cpu and grid.steps("t") == 1 and 2 * T <= S),  # to put them by columns pays in many steps
         few=few,
-        many_small=cpu and _many_small(grid, H),
+        many_small=cpu and OLD_XLA and _many_small(grid, H),
         precision=precision,
     )
     if rate:

@@ -1,6 +1,10 @@
 """Where arrays lie, and what is computed with them will run."""
 
 import jax
+from jaxlib.version import __version_info__ as jaxlib_version
+
+OLD_XLA = jaxlib_version < (0, 11)
+"""Whether XLA leaves a batch of small products to one core of a CPU, and multiplies slowly with keys by rows."""
 
 
 def platform_of(array: jax.Array) -> str:
