@@ -34,6 +34,7 @@ class AttentionRule:
     padded: bool  # whether there are more columns than keys
     by_rows: bool  # whether a step takes keys and values by rows, heads first; else by columns
     few: bool  # whether keys are few, all in a block, and the log-sum-exp given is theirs
+    softmax_at_once: bool  # whether XLA makes one operation of the softmax of few, of which a step has so many rows
     many_small: bool  # whether a step has many blocks, each too small for more than one core
     precision: Any
 
@@ -243,10 +244,22 @@ def _own_weights_jvp(primals, tangents):
 def softmax_of_few(logits):
     """The weights, 0 in a row that sees nothing. YNNPACK makes one operation of it, if maximum and sum begin at their
     floors, and if nothing else asks for them."""
+    _, weights, total = exponentials_of_few(logits)
+    return weights / total[:, None]
+
+
+def exponentials_of_few(logits):
+    """Of each row the highest, the exponentials of what they all are below it, and the sum of these."""
     limits = jnp.finfo(logits.dtype)
-    lowest, least = (jnp.asarray(limit, logits.dtype) for limit in (limits.min, limits.tiny))
-    weights = jnp.exp(logits - jax.lax.reduce(logits, lowest, jax.lax.max, (1,))[:, None])
-    return weights / jax.lax.reduce(weights, least, jax.lax.add, (1,))[:, None]
+    highest = _reduced(jax.lax.max, logits, limits.min)
+    weights = jnp.exp(logits - highest[:, None])
+    return highest, weights, _reduced(jax.lax.add, weights, limits.tiny)
+
+
+def _reduced(operation, rows, first):
+    """Each row, and what comes first, made one number. Where a row has but one, XLA forgets what comes first."""
+    first = jnp.asarray(first, rows.dtype)
+    return jax.lax.reduce(rows, first, operation, (1,)) if rows.shape[1] > 1 else operation(rows[:, 0], first)
 
 
 def _turned(x):

@@ -45,13 +45,16 @@ class Sizes(NamedTuple):
     each call; an accelerator wants to be filled."""
     few: int
     """The same of few keys, if they are not all there are: their steps should stay in the cache."""
+    rows: int
+    """Rows of few keys in a step, from which on XLA makes one operation of their softmax. Of fewer rows the output is
+    divided by the sum of the weights, instead of these."""
     together: int
     """Steps of the forward pass in one pass of its loop, so that a core of a CPU can begin the next while another ends
     the last. Only steps of at most `step` scores, or of all keys: others would need more memory than that."""
 
 
-CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, few=2**18, together=2)
-ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, few=2**25, together=1)
+CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, few=2**18, rows=2**12 if OLD_XLA else 0, together=2)
+ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, few=2**25, rows=0, together=1)
 
 
 def blockwise_attention(
@@ -198,6 +201,7 @@ def canonical(
         padded=grid.length("s") != S,
         by_rows=few or (cpu and grid.steps("t") == 1 and 2 * T <= S),  # to put them by columns pays in many steps
         few=few,
+        softmax_at_once=few and math.prod(map(grid.size, "bkgt")) >= CPU.rows,
         many_small=cpu and OLD_XLA and _many_small(grid, H),
         precision=precision,
     )
@@ -263,9 +267,8 @@ def block_grid(
 
 def _few(S: int, H: int, tile: int) -> bool:
     """Whether so many keys are few, so that scores are not the largest arrays, and rows of them so short that XLA's
-    loops over them are slow: measured with 8 to 256 keys and heads of 8 to 128 channels. Of one it reduces nothing; and
-    a row must be in one tile."""
-    return 1 < S <= min(max(2 * H, 64), 128, tile)
+    loops over them are slow: measured with 1 to 256 keys and heads of 8 to 128 channels. A row must be in one tile."""
+    return min(max(2 * H, 64), 128, tile) >= S
 
 
 def _many_small(grid: Grid, H: int) -> bool:

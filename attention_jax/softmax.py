@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 
-from attention_jax.attention_rule import finite_or_zero, softmax_of_few
+from attention_jax.attention_rule import exponentials_of_few, finite_or_zero, softmax_of_few
 from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import reordered
@@ -60,11 +60,14 @@ class Softmax(Fold):
         checked = rule.checked(block, masked, mask, logits, finite)
         logits = rule.seen(block, mask, logits) if masked else logits
         value = finite_or_zero(value)
-        if rule.few:
+        if rule.softmax_at_once:
             weights = softmax_of_few(checked)
             highest = jnp.max(weights, axis=-1)  # 1 over their sum: to ask for that one again would make it twice
             peak = jnp.where(highest == 0, -jnp.inf, -jnp.min(-checked, axis=-1) - jnp.log(highest))
             total = jnp.ones_like(peak)
+        elif rule.few:
+            _, weights, total = exponentials_of_few(checked)
+            peak = -jnp.min(-checked, axis=-1)
         else:  # checked after the maximum, before which it is a pass more; not -inf, from which nothing is subtracted
             peak = jnp.maximum(jnp.max(logits, axis=-1), jnp.finfo(logits.dtype).min)
             weights = jnp.exp(checked - peak[:, None])

@@ -1,5 +1,6 @@
 """The cases that every implementation of attention is put through, and how near to the oracle it has to come."""
 
+from functools import partial
 from unittest import mock
 
 import jax
@@ -23,11 +24,11 @@ from attention_jax.blockwise import CPU, blockwise_attention
 attend = jax.jit(multi_head_attention, static_argnames=("dropout_rate", "precision"))
 
 
-def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), tile=3, **options):
+def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), tile=3, rows=0, **options):
     """Blocks so small that even these cases have several, some of them empty and some full, and tiles of a block that
     a mask cuts through."""
     score = score if bias is None else scores.bias(bias)
-    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(tile=tile)):
+    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(tile=tile, rows=rows)):
         return blockwise_attention(query, key, value, score=score, block_sizes=block_sizes, **options)[0]
 
 
@@ -37,9 +38,9 @@ def many_small_blocks(*arrays, **options):
         return blockwise(*arrays, **{"block_sizes": (7, 7), "tile": 4, **options})
 
 
-def one_block(*arrays, **options):
+def one_block(*arrays, rows=2**30, **options):
     """All weights in one block, which has ways of its own where the keys are few."""
-    return blockwise(*arrays, **{**options, "block_sizes": None, "tile": CPU.tile})
+    return blockwise(*arrays, **{**options, "block_sizes": None, "tile": CPU.tile, "rows": rows})
 
 
 IMPLEMENTATIONS = {
@@ -47,6 +48,7 @@ IMPLEMENTATIONS = {
     "blockwise": blockwise,
     "many small blocks": many_small_blocks,
     "one block": one_block,
+    "one block, its softmax at once": partial(one_block, rows=0),
 }
 
 # Largest error allowed, as a share of the largest true value. The inputs are first rounded to the dtype, and the oracle

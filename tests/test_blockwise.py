@@ -503,9 +503,19 @@ def test_what_counts_as_many_small_blocks():
 
 def test_what_counts_as_few_keys():
     """No more than in a row of 64, or in two of a head, or in a tile."""
-    for S, H, few in [(1, 64, False), (2, 8, True), (64, 8, True), (65, 32, False), (128, 64, True), (129, 128, False)]:
+    for S, H, few in [(1, 8, True), (64, 8, True), (65, 32, False), (128, 64, True), (129, 128, False)]:
         assert _few(S, H, CPU.tile) == few
     assert not _few(33, 64, 32)
+
+
+def test_softmax_at_once(monkeypatch):
+    """Of so many rows, in all heads and examples."""
+    monkeypatch.setattr("attention_jax.blockwise.CPU", CPU._replace(rows=64))
+    for queries, keys, at_once in [(8, 8, True), (7, 8, False), (256, 256, False)]:
+        query, key = (jnp.ones((2, length, 4, 4)) for length in (queries, keys))
+        grid = grid_for(None, None, query.shape, key.shape, "cpu")
+        problem = canonical(query, key, key, None, None, None, 0.0, None, None, grid)
+        assert problem.rule.softmax_at_once == at_once
 
 
 def lowered(batch, queries, keys):
@@ -524,20 +534,21 @@ def test_steps_of_few_queries_are_of_few_keys():
     assert lowered(8, 1, 1024).compile().memory_analysis().temp_size_in_bytes < 10 * 2**20
 
 
-@pytest.mark.parametrize("steps", ["one", "many"])
-@pytest.mark.parametrize("queries, keys", [(35, 2), (35, 40), (35, 41), (35, 64), (3, 70)])
+@pytest.mark.parametrize("steps", ["one", "one, its softmax at once", "many"])
+@pytest.mark.parametrize("queries, keys", [(35, 1), (35, 2), (35, 40), (35, 41), (35, 64), (3, 70)])
 def test_by_rows(queries, keys, steps):
     """Fewer keys than channels of a query, than those of a value, and more; and few queries."""
     *inputs, cotangent = suite.inputs((queries, keys, 4, 2, 8, 40, (2,)))
     mask = aj.key_lengths(np.array([0, keys])) & aj.causal(offset=keys - queries + 2)
     weigh = jax.random.normal(jax.random.key(0), (2, 4, queries))
     block = min(keys, 64)
-    sizes = CPU if steps == "one" else CPU._replace(block=block, narrow=block, step=1, few=1)
+    rows = 0 if steps == "one, its softmax at once" else 2**30
+    sizes = CPU if steps != "many" else CPU._replace(block=block, narrow=block, step=1, few=1)
 
     def modes(implementation, *inputs):
         def attend(*inputs):
             output, lse = aj.attention_and_lse(*inputs, mask=mask, implementation=implementation)
-            return output, jnp.where(jnp.isfinite(lse), lse, 0)
+            return output, jnp.where(lse == -jnp.inf, 0, lse)
 
         def total(*inputs):
             output, lse = attend(*inputs)
@@ -546,7 +557,7 @@ def test_by_rows(queries, keys, steps):
         tangents = tuple(jnp.roll(x, 1, 1) for x in inputs)
         return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
 
-    with mock.patch("attention_jax.blockwise.CPU", sizes):
+    with mock.patch("attention_jax.blockwise.CPU", sizes._replace(rows=rows)):
         ours = jax.jit(partial(modes, "blockwise"))(*inputs)
     with x64_if(True):
         suite.close(ours, jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)

@@ -24,7 +24,10 @@ def arrays():
 
 
 @pytest.fixture(
-    params=["blockwise", "many small blocks", "one block", pytest.param("reference", marks=pytest.mark.slow)]
+    params=[
+        *(name for name in suite.IMPLEMENTATIONS if name != "reference"),
+        pytest.param("reference", marks=pytest.mark.slow),
+    ]
 )
 def attention(request):
     return suite.IMPLEMENTATIONS[request.param]

@@ -169,7 +169,7 @@ def cases(draw):
 
 
 def test_a_row_that_sees_nothing_in_blocks_of_one_key():
-    Case(2, 1, 1, 1, 1, 1, (), "float32", "segments(0, 0)", "", (2, 1)).run()
+    Case(2, 3, 1, 1, 1, 1, (), "float32", "segments(0, 0)", "", (2, 1)).run()
 
 
 def check(case):
