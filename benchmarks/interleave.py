@@ -4,23 +4,31 @@ import random
 import time
 from collections.abc import Callable
 
+UNTIMED, TIMED = 0.05, 0.01
+"""Seconds for which a contender runs before it is timed, and for which it is timed: for the time of a call at least."""
+
 
 def seconds(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a call of each contender, round by round, after two calls to warm up.
+    """Seconds of a call of each contender, round by round.
 
-    Before each there is a pause, for the threads of one library's pool spin for a while after their work and would take
-    the cores from the next, and a call that is not timed, so that none pays for the gigabytes another gives back.
+    What precedes is not timed: threads of another library's pool spin for a while after their work, a core that had
+    nothing to do takes milliseconds to be as fast as before, and the gigabytes another had are given back.
     """
     for run in contenders.values():
-        run()
         run()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     order = random.Random(0)
     for _ in range(rounds):
         for name in order.sample(list(contenders), len(contenders)):
-            time.sleep(0.02)
-            contenders[name]()
-            start = time.perf_counter()
-            contenders[name]()
-            times[name].append(time.perf_counter() - start)
+            _seconds_a_call(contenders[name], UNTIMED)
+            times[name].append(_seconds_a_call(contenders[name], TIMED))
     return times
+
+
+def _seconds_a_call(run: Callable[[], object], least: float) -> float:
+    """Of as many calls, one after another, as take so many seconds."""
+    start, calls, passed = time.perf_counter(), 0, 0.0
+    while not calls or passed < least:
+        run()
+        calls, passed = calls + 1, time.perf_counter() - start
+    return passed / calls

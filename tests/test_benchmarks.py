@@ -2,8 +2,10 @@
 
 import json
 import runpy
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import attention_jax as aj
@@ -104,12 +106,21 @@ def test_plots_are_the_same_bytes_for_the_same_rows(tmp_path):
     assert (tmp_path / "one" / names[0]).read_bytes() == (tmp_path / "other" / names[0]).read_bytes()
 
 
-def test_every_contender_is_timed_once_in_every_round_after_a_call_of_its_own():
-    calls = []
-    times = interleave.seconds({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=4)
-    assert calls[:6] == list("aabbcc") and calls[6::2] == calls[7::2]
-    assert [set(calls[i : i + 6]) for i in range(6, 30, 6)] == [set("abc")] * 4
-    assert [len(values) for values in times.values()] == [4] * 3
+def test_every_contender_is_timed_in_every_round_after_calls_of_its_own(monkeypatch):
+    """By a clock of which a call takes 7 ms, or 20: so many fill 50 ms, and 10."""
+    calls, clock, takes = [], [0.0], {"a": 0.007, "b": 0.02}
+
+    def run(name):
+        calls.append(name)
+        clock[0] += takes[name]
+
+    monkeypatch.setattr(interleave.time, "perf_counter", lambda: clock[0])
+    times = interleave.seconds({name: partial(run, name) for name in takes}, rounds=4)
+    assert calls[:2] == ["a", "b"] and len(calls) == 2 + 4 * (8 + 2 + 3 + 1)
+    turns = [name for name, before in zip(calls[2:], calls[1:], strict=False) if name != before]
+    assert set(turns) == {"a", "b"} and 4 <= len(turns) <= 8
+    for name, values in times.items():
+        np.testing.assert_allclose(values, 4 * [takes[name]])
 
 
 def test_rounds_that_are_not_pairs_are_refused():
