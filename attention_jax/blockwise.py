@@ -41,8 +41,8 @@ class Sizes(NamedTuple):
     """The least queries or keys in a piece of a block that the mask cuts through: see `Grid.tile_of`."""
     step: int
     """Numbers in the largest array of one step, be that scores, queries or keys; at most twice as many, if they are all
-    there are. On a CPU the arrays of a step should stay below some 32 MiB, beyond which malloc gives memory back after
-    each call; an accelerator wants to be filled."""
+    there are, and scores and queries less than four times as many. On a CPU the arrays of a step should stay below 32
+    MiB, from where on malloc gives memory back after each call; an accelerator wants to be filled."""
     few: int
     """The same of few keys, if they are not all there are: their steps should stay in the cache."""
     rows: int
@@ -253,12 +253,13 @@ def block_grid(
     B, G, channels = math.prod(batch), N // K, max(H, Hv)
     s = _fit(S, block_sizes[1])
     t = _fit(T, min(block_sizes[0], max(sizes.block**2 // (G * s), 32)))  # a step takes whole groups of heads
-    at_once, step = 2 * sizes.step, sizes.few if _few(s, H, sizes.tile) else sizes.step
+    def numbers(T: int, S: int) -> tuple[int, int]:  # of a group of heads: of its largest array, of scores and queries
+        return max(G * T * S, G * T * channels, S * channels), G * T * (S + channels)
 
-    def largest(T: int, S: int) -> int:  # of the scores, queries and keys of a group of heads
-        return max(G * T * S, G * T * channels, S * channels)
-
-    groups = max((step if at_once < B * K * largest(T, S) else at_once) // largest(t, s), 1)
+    largest, both = (B * K * number for number in numbers(T, S))
+    at_once = largest <= 2 * sizes.step and both < 4 * sizes.step
+    step = 2 * sizes.step if at_once else sizes.few if _few(s, H, sizes.tile) else sizes.step
+    groups = max(step // numbers(t, s)[0], 1)
     k = _divisor(K, groups)
     b = _divisor(B, groups // k)
     together = sizes.together if s >= S or b * k * G * t * s <= sizes.step else 1
