@@ -253,23 +253,26 @@ def block_grid(
     B, G, channels = math.prod(batch), N // K, max(H, Hv)
     s = _fit(S, block_sizes[1])
     t = _fit(T, min(block_sizes[0], max(sizes.block**2 // (G * s), 32)))  # a step takes whole groups of heads
+    few = s == S and _few(S, H, sizes.tile)
+
     def numbers(T: int, S: int) -> tuple[int, int]:  # of a group of heads: of its largest array, of scores and queries
         return max(G * T * S, G * T * channels, S * channels), G * T * (S + channels)
 
     largest, both = (B * K * number for number in numbers(T, S))
     at_once = largest <= 2 * sizes.step and both < 4 * sizes.step
-    step = 2 * sizes.step if at_once else sizes.few if _few(s, H, sizes.tile) else sizes.step
+    step = 2 * sizes.step if at_once else sizes.few if few else sizes.step
     groups = max(step // numbers(t, s)[0], 1)
     k = _divisor(K, groups)
     b = _divisor(B, groups // k)
     together = sizes.together if s >= S or b * k * G * t * s <= sizes.step else 1
-    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), sizes.tile, together)
+    tile = max(sizes.tile, s) if few else sizes.tile  # of few, a row is in one
+    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), tile, together)
 
 
 def _few(S: int, H: int, tile: int) -> bool:
-    """Whether so many keys are few, so that scores are not the largest arrays, and rows of them so short that XLA's
-    loops over them are slow: measured with 1 to 256 keys and heads of 8 to 128 channels. A row must be in one tile."""
-    return min(max(2 * H, 64), 128, tile) >= S
+    """Whether so many keys are few: scores are not the largest arrays, or rows of them so short that XLA's loops over
+    them are slow. Measured with 1 to 512 keys and heads of 8 to 512 channels."""
+    return max(min(2 * H, 128, tile), min(64, tile), H) >= S
 
 
 def _many_small(grid: Grid, H: int) -> bool:

@@ -502,10 +502,24 @@ def test_what_counts_as_many_small_blocks():
 
 
 def test_what_counts_as_few_keys():
-    """No more than in a row of 64, or in two of a head, or in a tile."""
-    for S, H, few in [(1, 8, True), (64, 8, True), (65, 32, False), (128, 64, True), (129, 128, False)]:
-        assert _few(S, H, CPU.tile) == few
-    assert not _few(33, 64, 32)
+    """No more than a head has channels, or twice so many up to 128, or 64; but for the channels, than are in a tile."""
+    cases = [(1, 8), (64, 8), (65, 32), (100, 50), (101, 50), (128, 64), (129, 128), (256, 256), (257, 256)]
+    assert [_few(S, H, CPU.tile) for S, H in cases] == [True, True, False, True, False, True, False, True, False]
+    assert _few(32, 16, 32) and not _few(33, 16, 32) and _few(33, 33, 32)
+
+
+def test_a_row_of_few_keys_is_in_one_tile():
+    """However many they are, for heads of as many channels: a part of it would take its own sum for that of the row."""
+    *inputs, cotangent = suite.inputs((140, 140, 2, 1, 160, 160, ()))
+
+    def both(implementation, *inputs):
+        attend = partial(aj.attention, mask=aj.causal(), implementation=implementation)
+        output, pull = jax.vjp(attend, *inputs)
+        return output, pull(cotangent.astype(output.dtype))
+
+    ours = jax.jit(partial(both, "blockwise"))(*inputs)
+    with x64_if(True):
+        suite.close(ours, jax.jit(partial(both, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
 
 
 def test_softmax_at_once(monkeypatch):
@@ -532,6 +546,12 @@ def test_few_queries_take_keys_by_rows():
 def test_steps_of_few_queries_are_of_few_keys():
     """Which are the largest arrays: all of them, copied at once, would not stay in the cache."""
     assert lowered(8, 1, 1024).compile().memory_analysis().temp_size_in_bytes < 10 * 2**20
+
+
+def test_steps_stay_below_what_malloc_gives_back():
+    """Of 32 examples, the arrays of the backward pass together have 32 MiB; of 31 they fit."""
+    shapes = [(batch, 64, 8, 64) for batch in (31, 32)]
+    assert [grid_for(None, None, shape, shape, "cpu").size("b") for shape in shapes] == [31, 8]
 
 
 @pytest.mark.parametrize("steps", ["one", "one, its softmax at once", "many"])
