@@ -134,7 +134,7 @@ class AttentionRule:
         return jnp.where(keep, weights / (1 - self.rate), 0)
 
     def product(self, letters, one, other, known):
-        """`einsum`, in which "hs" is a key or a value, by rows "sh". XLA leaves a batch of small products to
+        """`einsum`, in which "hs" is a key or a value, by rows "sh". An old XLA leaves a batch of small products to
         one core of a CPU, and divides it where a sum is fused with them; so one of zeros is, made of `known`: the key
         or the value. They are NaN for what is not finite in it, which is for `Softmax.find` to find in any case."""
         letters = letters.replace("hs", "sh") if self.by_rows else letters
@@ -244,16 +244,15 @@ def _own_weights_jvp(primals, tangents):
 def softmax_of_few(logits):
     """The weights, 0 in a row that sees nothing. YNNPACK makes one operation of it, if maximum and sum begin at their
     floors, and if nothing else asks for them."""
-    _, weights, total = exponentials_of_few(logits)
+    weights, total = exponentials_of_few(logits)
     return weights / total[:, None]
 
 
 def exponentials_of_few(logits):
-    """Of each row the highest, the exponentials of what they all are below it, and the sum of these."""
+    """The exponentials of what the logits are below the highest of their row, and the sum of each row of them."""
     limits = jnp.finfo(logits.dtype)
-    highest = _reduced(jax.lax.max, logits, limits.min)
-    weights = jnp.exp(logits - highest[:, None])
-    return highest, weights, _reduced(jax.lax.add, weights, limits.tiny)
+    weights = jnp.exp(logits - _reduced(jax.lax.max, logits, limits.min)[:, None])
+    return weights, _reduced(jax.lax.add, weights, limits.tiny)
 
 
 def _reduced(operation, rows, first):

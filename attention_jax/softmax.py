@@ -66,8 +66,8 @@ class Softmax(Fold):
             peak = jnp.where(highest == 0, -jnp.inf, -jnp.min(-checked, axis=-1) - jnp.log(highest))
             total = jnp.ones_like(peak)
         elif rule.few:
-            _, weights, total = exponentials_of_few(checked)
-            peak = -jnp.min(-checked, axis=-1)
+            weights, total = exponentials_of_few(checked)
+            peak = -jnp.min(-checked, axis=-1)  # to ask for their maximum would keep YNNPACK from the exponentials
         else:  # checked after the maximum, before which it is a pass more; not -inf, from which nothing is subtracted
             peak = jnp.maximum(jnp.max(logits, axis=-1), jnp.finfo(logits.dtype).min)
             weights = jnp.exp(checked - peak[:, None])
