@@ -105,8 +105,8 @@ MASKS = {
     "none": (lambda T, S, N, batch: None, by_rule(lambda t, s: True)),
     "causal": (lambda T, S, N, batch: causal(offset=2), by_rule(lambda t, s: s <= t + 2)),
     "causal, rows that see nothing": (
-        lambda T, S, N, batch: causal(offset=-3),
-        by_rule(lambda t, s: s <= t - 3),
+        lambda T, S, N, batch: causal(offset=-2),
+        by_rule(lambda t, s: s <= t - 2),
     ),
     "window": (lambda T, S, N, batch: sliding_window(3, 1, offset=0), by_rule(lambda t, s: t - 3 <= s <= t + 1)),
     "prefix": (lambda T, S, N, batch: prefix(4), by_rule(lambda t, s: s < 4)),

@@ -27,46 +27,48 @@ def per_head(numbers):
     return numbers[:, None, None]
 
 
-def bias_of(logits):
-    """Another one for each example and head."""
-    return np.random.default_rng(1).normal(size=logits.shape)
-
-
 def bucket_bias(logits, numbers):
     buckets = np.vectorize(lambda d: reference.bucket(-d, 8, 10, bidirectional=False))(distances(logits))
     table = numbers[None, :] * TABLE[:, : len(numbers)]
     return logits + np.moveaxis(table[buckets], -1, 0)
 
 
-# name: (the score from its numbers `[N]` and the logits' shape, the same for the oracle)
+def one_a_head(shape):
+    return np.random.default_rng(2).uniform(0.3, 1.3, shape[-3])
+
+
+def bias_of_each_head(shape):
+    return np.random.default_rng(1).normal(size=shape)
+
+
+# name: (the numbers it captures, from the logits' shape; the score; the oracle's score). A bias is captured whole: of a
+# number that it is multiplied with, the gradient is one sum, whose terms may be 60 times what is left of them.
 SCORES = {
-    "none": (lambda numbers, shape: None, lambda logits, numbers: logits),
-    "bias": (
-        lambda numbers, shape: scores.bias(numbers[0] * bias_of(np.zeros(shape[-2:])).astype(numbers.dtype)),
-        lambda logits, numbers: logits + numbers[0] * bias_of(logits[(0,) * (logits.ndim - 2)]),
-    ),
-    "bias of each head": (
-        lambda numbers, shape: scores.bias(numbers[0] * bias_of(np.zeros(shape)).astype(numbers.dtype)),
-        lambda logits, numbers: logits + numbers[0] * bias_of(logits),
-    ),
+    "none": (one_a_head, lambda numbers: None, lambda logits, numbers: logits),
+    "bias": (lambda shape: bias_of_each_head(shape[-2:]), scores.bias, np.add),
+    "bias of each head": (bias_of_each_head, scores.bias, np.add),
     "alibi": (
-        lambda numbers, shape: scores.alibi(numbers, offset=0),
+        one_a_head,
+        lambda numbers: scores.alibi(numbers, offset=0),
         lambda logits, numbers: logits - per_head(numbers) * np.abs(distances(logits)),
     ),
     "buckets": (
-        lambda numbers, shape: scores.relative_bias(
+        one_a_head,
+        lambda numbers: scores.relative_bias(
             numbers[None, :] * TABLE[:, : len(numbers)].astype(numbers.dtype), max_distance=10, offset=0
         ),
         bucket_bias,
     ),
     "soft cap, then alibi": (
-        lambda numbers, shape: scores.soft_cap(numbers[0] + 3) >> scores.alibi(numbers, offset=1),
+        one_a_head,
+        lambda numbers: scores.soft_cap(numbers[0] + 3) >> scores.alibi(numbers, offset=1),
         lambda logits, numbers: (
             (numbers[0] + 3) * np.tanh(logits / (numbers[0] + 3)) - per_head(numbers) * np.abs(distances(logits) + 1)
         ),
     ),
     "function": (
-        lambda numbers, shape: lambda logit, head, t, s: logit * numbers[head] + jnp.sin((t - s) * numbers[0]),
+        one_a_head,
+        lambda numbers: lambda logit, head, t, s: logit * numbers[head] + jnp.sin((t - s) * numbers[0]),
         lambda logits, numbers: logits * per_head(numbers) + np.sin(distances(logits) * numbers[0]),
     ),
 }
@@ -100,20 +102,21 @@ def test_case(case):
         wide = jnp.promote_types(case["dtype"], "float32")
         (T, S), (N, K), (H, Hv), batch = case["lengths"], case["heads"], case["dims"], case["batch"]
         make, truth = suite.MASKS[case["mask"]]
-        score, true_score = SCORES[case["score"]]
+        shape, rate = (*batch, N, T, S), case["dropout"]
+        numbers, score, true_score = SCORES[case["score"]]
+        numbers = numbers(shape)
         mask, visible = make(T, S, N, batch), truth(T, S, N, batch)
         *inputs, cotangent = suite.inputs((T, S, N, K, H, Hv, batch), case["dtype"])
-        inputs.append(jnp.asarray(np.random.default_rng(2).uniform(0.3, 1.3, N), wide))
+        inputs.append(jnp.asarray(numbers, wide))
         tangents = suite.inputs((T, S, N, K, H, Hv, batch), case["dtype"], seed=5)[:3]
-        tangents.append(jnp.ones(N, wide))
-        shape, rate = (*batch, N, T, S), case["dropout"]
+        tangents.append(jnp.asarray(np.random.default_rng(6).normal(size=numbers.shape), wide))
         options = {"mask": mask, "precision": case["precision"]}
         if rate:
             options |= {"dropout_rate": rate, "dropout_rng": jax.random.key(7)}
 
         def modes(implementation, *inputs):
             def attend(query, key, value, numbers):
-                return implementation(query, key, value, score=score(numbers, shape), **options)
+                return implementation(query, key, value, score=score(numbers), **options)
 
             def gradient(*inputs):
                 return jax.vjp(attend, *inputs)[1](cotangent)
