@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 if TYPE_CHECKING:
-    from attention_jax.typing import Positions
+    from attention_jax.typing import Integers, Positions
 
 
 FARTHEST = 2**29  # positions are int32, and so are sums of a few of them up to here
@@ -53,12 +53,10 @@ def positions_alike(positions: Positions) -> list[jax.Array]:
     """Those of queries and of keys in the default integer dtype, with the same batch dimensions."""
     if not isinstance(positions, tuple | list) or len(positions) != 2:
         raise TypeError(f"positions must be a pair, those of queries and those of keys, got {type(positions).__name__}")
-    try:
-        arrays = [jnp.asarray(each) for each in positions]
-    except (TypeError, ValueError):  # the latter of None
-        raise TypeError(f"positions are integers, of queries and of keys; got {positions!r}") from None
+    names = "positions of queries [*B, T]", "positions of keys [*B, S]"
+    arrays = [integer_array(name, each) for name, each in zip(names, positions, strict=True)]
     got = " and ".join(map(brief, arrays))
-    if any(array.ndim == 0 or not jnp.issubdtype(array.dtype, jnp.integer) for array in arrays):
+    if any(array.ndim == 0 for array in arrays):
         raise TypeError(f"positions are integers, of queries [*B, T] and of keys [*B, S]; got {got}")
     try:
         batch = jnp.broadcast_shapes(*(array.shape[:-1] for array in arrays))
@@ -119,6 +117,29 @@ def real_array(name: str, value: ArrayLike) -> jax.Array:
     """`value` as an array of real numbers, or a `TypeError`."""
     array = jnp.asarray(value)
     check_real(name, array.dtype)
+    return array
+
+
+def integer_array(name: str, value: Integers) -> jax.Array:
+    """`value` as an array of integers, or a `TypeError`; a `ValueError` where JAX has no room for one, and would make
+    another of it."""
+    value = np.zeros(0, int) if isinstance(value, list | tuple) and not value else value  # of which JAX makes floats
+    try:
+        array = jnp.asarray(value)
+    except OverflowError:  # which a list raises, but no array
+        array, value = jnp.asarray(0), np.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be integers, got {value!r}") from None
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got {brief(array)}")
+    limits = jnp.iinfo(array.dtype)
+    if isinstance(value, np.ndarray | np.generic) and value.size:
+        least, most = value.min(), value.max()
+        if least < limits.min or most > limits.max:
+            raise ValueError(
+                f"{name} must lie in {limits.min} .. {limits.max}, as {array.dtype} in JAX, got {least} .. {most}: "
+                "number them otherwise, or set jax_enable_x64"
+            )
     return array
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from attention_jax.arguments import brief, broadcasts, static_int
+from attention_jax.arguments import broadcasts, integer_array, static_int
 from attention_jax.mask_tree import as_mask
 from attention_jax.typing import MaskLike
 
@@ -73,13 +73,12 @@ class KVCache:
         shape = *batch, capacity, num_kv_heads
         key = jnp.zeros((*shape, head_dim), dtype)
         value = jnp.zeros((*shape, head_dim if value_dim is None else value_dim), dtype)
-        if not jnp.issubdtype(jnp.asarray(padding).dtype, jnp.integer):
-            raise TypeError(f"padding must be integers, how many tokens, got {brief(jnp.asarray(padding))}")
+        left = integer_array("padding", padding)
         if not isinstance(padding, jax.core.Tracer) and (np.asarray(padding) < 0).any():
             raise ValueError(f"padding must be at least 0, got {np.min(padding)}")
         if not broadcasts(np.shape(padding), batch):
             raise ValueError(f"padding must be [*B] = {list(batch)}, as batch= says, got {list(np.shape(padding))}")
-        return cls(key, value, jnp.broadcast_to(-jnp.asarray(padding, jnp.int32), batch), ring)
+        return cls(key, value, jnp.broadcast_to(-left.astype(jnp.int32), batch), ring)
 
     @property
     def capacity(self) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import check_real, index_array
+from attention_jax.arguments import brief, check_real, index_array, integer_array
 from attention_jax.mask_tree import Mask, as_mask
 
 if TYPE_CHECKING:
@@ -139,12 +139,10 @@ def check_indices(name: str, indices: Integers | None, size: int) -> jax.Array:
     """Integers `[number]` counted from the start, all of them if None; those known while tracing must exist."""
     if indices is None:
         return jnp.arange(size)
-    if isinstance(indices, (list, tuple)) and not indices:
-        indices = np.zeros(0, int)  # NumPy takes them for floats
     known = None if isinstance(indices, jax.core.Tracer) else np.asarray(indices)
-    indices = jnp.asarray(indices)
-    if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"{name} must be a list of integers, got {indices.dtype}{list(indices.shape)}")
+    indices = integer_array(name, indices)
+    if indices.ndim != 1:
+        raise TypeError(f"{name} must be a list of integers, got {brief(indices)}")
     if known is not None and (missing := known[(known < -size) | (known >= size)]).size:
         raise ValueError(f"{name} must lie in {-size} .. {size - 1}, got {missing[0]}")
     indices = index_array(indices)

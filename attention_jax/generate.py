@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import brief, index_array, static_int
+from attention_jax.arguments import brief, index_array, integer_array, static_int
 from attention_jax.cache import KVCache, look_back
 from attention_jax.modules.embedding import LearnedPositions
 from attention_jax.sampling import Sampling
@@ -94,7 +94,7 @@ def generate(
       Texts `[*B, P + num_tokens]` and their lengths, prompt and stop token included.
 
     Raises:
-      TypeError: a traced option or number of tokens, a `sampling` that is none, `stop` that is not integers.
+      TypeError: a traced option or number of tokens, a `sampling` that is none, tokens or lengths that are no integers.
       ValueError: an empty prompt, tokens outside the vocabulary, lengths or options out of their range.
 
     >>> from attention_jax.modules import TransformerLM
@@ -153,10 +153,10 @@ def _options(
 ) -> tuple[Sampling, jax.Array, MaskLike | None]:
     if not isinstance(sampling, Sampling | None):
         raise TypeError(f"sampling must be a Sampling, such as Sampling(temperature=0.8), got {sampling!r}")
-    tokens = jnp.asarray(stop)
-    if tokens.ndim != 1 or (tokens.size and not jnp.issubdtype(tokens.dtype, jnp.integer)):
-        raise TypeError(f"stop must be a list of tokens, which are integers, got {brief(tokens)}")
-    return sampling or Sampling(), tokens.astype(jnp.int32), mask
+    tokens = integer_array("stop", stop)
+    if tokens.ndim != 1:
+        raise TypeError(f"stop must be a list of tokens, got {brief(tokens)}")
+    return sampling or Sampling(), tokens, mask
 
 
 def _prepare(
@@ -169,14 +169,14 @@ def _prepare(
     mask: MaskLike | None,
 ) -> tuple[Plan, nnx.State, jax.Array, jax.Array]:
     """The plan, the parameters, and the prompts, moved to end at the same column."""
-    prompt, num_tokens = jnp.asarray(prompt), static_int("num_tokens", num_tokens, minimum=0)
-    if prompt.ndim not in (1, 2) or not jnp.issubdtype(prompt.dtype, jnp.integer) or 0 in prompt.shape:
-        raise ValueError(f"prompt must be at least one integer token, [P] or [B, P]; got {prompt.dtype} {prompt.shape}")
-    prompt = prompt.reshape(-1, prompt.shape[-1]).astype(jnp.int32)
+    prompt, num_tokens = integer_array("prompt", prompt), static_int("num_tokens", num_tokens, minimum=0)
+    if prompt.ndim not in (1, 2) or 0 in prompt.shape:
+        raise ValueError(f"prompt must be at least one token, [P] or [B, P]; got {brief(prompt)}")
+    prompt = prompt.reshape(-1, prompt.shape[-1])
     B, P = prompt.shape
-    lengths = jnp.full(B, P) if lengths is None else jnp.asarray(lengths)
-    if lengths.shape != (B,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(f"lengths must be integers [B] = [{B}], got {lengths.dtype} {lengths.shape}")
+    lengths = jnp.full(B, P) if lengths is None else integer_array("lengths", lengths)
+    if lengths.shape != (B,):
+        raise ValueError(f"lengths must be integers [B] = [{B}], got {brief(lengths)}")
     _check_range("lengths", lengths, 1, P)
     lengths = index_array(lengths)
     sampling.check()
@@ -192,7 +192,7 @@ def _prepare(
     else:
         capacity = min(total, model.context_length)
         plan = plan(capacity, capacity, ring=False)
-    return plan, params, _shift(prompt, P - lengths, first=P - lengths), lengths
+    return plan, params, _shift(prompt.astype(jnp.int32), P - lengths, first=P - lengths), lengths
 
 
 def _shift(tokens: jax.Array, by: jax.Array, *, first: ArrayLike = 0, last: jax.Array | None = None) -> jax.Array:

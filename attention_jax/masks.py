@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import FARTHEST, index_array, static_int, static_offset
+from attention_jax.arguments import FARTHEST, index_array, integer_array, static_int, static_offset
 from attention_jax.mask_rules import Causal, Function, KeyLengths, Prefix, Segments, Window
 from attention_jax.mask_tree import Mask, as_mask
 from attention_jax.typing import Integers
@@ -95,13 +95,14 @@ def segments(query_ids: Integers, key_ids: Integers | None = None) -> Mask:
 
     Raises:
       TypeError: ids that are not integers.
-      ValueError: ids of different batch dimensions; where the mask is used, of other lengths than T and S.
+      ValueError: ids of different batch dimensions, or beyond the integers that JAX holds; where the mask is used, of
+        other lengths than T and S.
 
     >>> segments(jnp.array([0, 0, 1])).to_array(3, 3).astype(int).tolist()
     [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
     """
-    query_ids = _integers("segments(query_ids)", query_ids)
-    key_ids = query_ids if key_ids is None else _integers("segments(key_ids)", key_ids)
+    query_ids = integer_array("segments(query_ids)", query_ids)
+    key_ids = query_ids if key_ids is None else integer_array("segments(key_ids)", key_ids)
     if query_ids.ndim == 0 or query_ids.shape[:-1] != key_ids.shape[:-1]:
         raise ValueError(
             f"segments() wants query_ids [*B, T] and key_ids [*B, S] with the same batch dimensions, "
@@ -123,7 +124,7 @@ def key_lengths(lengths: Integers) -> Mask:
     >>> key_lengths(jnp.array([1, 3])).to_array(1, 3).astype(int).tolist()
     [[[[1, 0, 0]]], [[[1, 1, 1]]]]
     """
-    return KeyLengths(index_array(_integers("key_lengths(lengths)", lengths)))
+    return KeyLengths(index_array(integer_array("key_lengths(lengths)", lengths)))
 
 
 def mask_from_array(array: ArrayLike | Sequence[Any]) -> Mask:
@@ -159,10 +160,3 @@ def mask_from_function(fn: Callable[[jax.Array, jax.Array], jax.Array]) -> Mask:
     if not callable(fn):
         raise TypeError(f"mask_from_function wants a function (t, s) -> bool, got {fn!r}")
     return Function(fn)
-
-
-def _integers(name: str, value: Integers) -> jax.Array:
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} must hold integers, got {array.dtype}")
-    return array

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import positions_for, static_int
+from attention_jax.arguments import integer_array, positions_for, static_int
 from attention_jax.attention_rule import finite_or_zero
 from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum
@@ -220,9 +220,7 @@ def _positions_and_tokens(positions, tokens, batch, T, S):
 def _check_tokens(tokens, batch, T, S):
     if tokens is None:
         return None
-    tokens = jnp.asarray(tokens)
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(f"tokens must be integers, got {tokens.dtype}")
+    tokens = integer_array("tokens", tokens)
     if T != S or tokens.shape not in ((T,), (*batch, T)):
         raise ValueError(
             f"tokens must be [*B, T] = {[*batch, T]}, the same for T = {T} queries and S = {S} keys; got "

@@ -178,6 +178,12 @@ def test_integers_beyond_the_default_dtype_are_many():
     assert aj.key_lengths(np.uint32(2**31 + 5)).to_array(1, 3).all()
 
 
+def test_integers_of_64_bits_are_held_where_jax_has_them():
+    with x64_if(True):
+        mask = aj.segments(np.array([1, 2**32 + 1, 1]), [2**32 + 1, 1])
+        np.testing.assert_array_equal(mask.to_array(3, 2), [[False, True], [True, False], [False, True]])
+
+
 def test_what_is_known_stays_known_inside_a_jit(capsys):
     cap, rows = jnp.float32(3.0), jnp.array([1, 2])
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention_jax.arguments import brief
+from attention_jax.arguments import brief, integer_array
 from attention_jax.cache import KVCache, counted
 from attention_jax.checks import check_auto, check_sequence
 from attention_jax.mask_tree import as_mask
@@ -208,9 +208,9 @@ class TransformerLM(nnx.Module):
         """What the head makes logits of: `[*B, T, D]` instead of `[*B, T, vocab_size]`, and all else as a call."""
         if positions is not None and self.positions is None and not self._is_rotary():
             raise ValueError("positions= acts through a position embedding or a rotary one, and this model has neither")
-        tokens = jnp.asarray(tokens)
+        tokens = integer_array("tokens [*B, T]", tokens)
         check_auto(tokens=tokens)
-        if tokens.ndim == 0 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        if tokens.ndim == 0:
             raise TypeError(f"tokens must be integers [*B, T], got {brief(tokens)}")
         mask = causal() if mask is None else causal() & as_mask(mask)
         table = self.tokens.embedding[...]
