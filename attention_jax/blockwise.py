@@ -198,6 +198,7 @@ def canonical(
         rate=rate,
         queries=T,
         keys=S,
+        all_see=score is None and (mask is None or _all_see_the_first(mask, T)),
         padded=grid.length("s") != S,
         by_rows=few or (cpu and grid.steps("t") == 1 and 2 * T <= S),  # to put them by columns pays in many steps
         few=few,
@@ -278,6 +279,11 @@ def _few(S: int, H: int, tile: int) -> bool:
 def _many_small(grid: Grid, H: int) -> bool:
     """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels."""
     return grid.size("t") * grid.size("s") <= 2**16 and H <= 128 and math.prod(grid.sizes) >= 2**18
+
+
+def _all_see_the_first(mask: Mask, T: int) -> bool:
+    """Whether it is known while tracing that all queries see the first key."""
+    return not jax.tree.leaves(mask) and bool(mask.some_every((0, T - 1), (0, 0))[1])
 
 
 def _without_ones(axes: str, grid: Grid) -> str:

@@ -253,7 +253,8 @@ def _one_head(
     value, finite = _finite_rows(value.astype(weights.dtype))
     output = jnp.matmul(weights, value, precision=precision)
     poisoned |= jnp.any(visible & ~finite, axis=-1, keepdims=True)
-    output = jnp.where(jnp.broadcast_to(poisoned, (T, Hv)), jnp.nan, output)
+    answered = jnp.any(visible, axis=-1, keepdims=True) & ~poisoned  # no other row takes anything back
+    output = jnp.where(jnp.broadcast_to(answered, (T, Hv)), output, jnp.where(poisoned, jnp.nan, 0))
     chex.assert_shape(output, (T, Hv))
     return output.astype(query.dtype), jnp.where(poisoned[:, 0], jnp.nan, lse)
 

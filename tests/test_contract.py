@@ -68,6 +68,19 @@ def test_a_row_that_sees_nothing_is_0_and_passes_no_gradient(everything, arrays)
     np.testing.assert_allclose(weights.sum(-1), ROWS_MASK[0, 0].any(-1), atol=1e-6)
 
 
+@pytest.mark.parametrize("hide", [
+    {"mask": ROWS_MASK}, {"mask": aj.causal(offset=-4)}, {"bias": np.where(ROWS_MASK, 0.5, -np.inf).astype(np.float32)},
+])  # fmt: skip
+def test_a_row_that_sees_nothing_takes_no_nan_back(everything, arrays, hide):
+    """As from o / norm(o), or from what a loss leaves out after a nonlinearity."""
+    *inputs, cotangent = arrays
+    clean, spoilt = (everything(*inputs, cotangent.at[:, 3].set(x), **hide) for x in (0, jnp.nan))
+    assert_same_bits(spoilt, clean)
+    _, d_query, d_key, d_value = everything(*inputs, cotangent.at[:, 5].set(jnp.nan), **hide)
+    assert jnp.isnan(d_query[:, 5]).all()
+    assert all(jnp.isnan(x).any() for x in (d_key, d_value))
+
+
 def test_left_padding_and_causal(everything):
     arrays = suite.inputs((6, 6, 2, 2, 4, 4, (2,)))
     real = np.arange(6) >= np.array([[2], [0]])  # the first example has two padded positions
