@@ -82,7 +82,8 @@ class Mask:
 
         Args:
           query_positions: integers `[T]` or `[*B, T]`; may be traced.
-          key_positions: integers `[S]` or `[*B, S]`; a key at a negative position is seen by no query.
+          key_positions: integers `[S]` or `[*B, S]`; a key at a negative position is seen by no query,
+            unless by the `~` of what this returns.
 
         Raises:
           TypeError: positions that are not integers.
@@ -345,11 +346,19 @@ class Placed(Mask):
         batch = self.query_positions.shape[:-1]
         leaves, tree = jax.tree.flatten(self.mask)
         batched = [bool(batch and x.ndim and a == "*") for x, a in zip(leaves, self.mask.axes(), strict=True)]
+        sizes = [x.shape for x, each in zip(leaves, batched, strict=True) if each]
+        try:
+            batch = jnp.broadcast_shapes(batch, *sizes)
+        except ValueError:
+            raise ValueError(
+                f"{self!r} has positions for batch dimensions {list(batch)}, and arrays for {list(map(list, sizes))}"
+            ) from None
         leaves = [jnp.broadcast_to(x, batch) if each else x for x, each in zip(leaves, batched, strict=True)]
+        positions = [jnp.broadcast_to(x, (*batch, x.shape[-1])) for x in (self.query_positions, self.key_positions)]
         own = [0 if each else None for each in batched]
         for _ in batch:
             at = jax.vmap(at, (jax.tree.unflatten(tree, own), 0, 0))
-        seen = at(jax.tree.unflatten(tree, leaves), self.query_positions, self.key_positions)
+        seen = at(jax.tree.unflatten(tree, leaves), *positions)
         return jnp.expand_dims(seen, -3) if batch else seen
 
     def axes(self) -> list[str]:

@@ -174,6 +174,14 @@ def test_nothing_is_promoted_in_silence(implementation):
     suite.close(found, jax.value_and_grad(loss, (0, 1, 2))(*x), 0)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_one_row_of_positions_serves_every_example(implementation):
+    query, key, value, _ = suite.inputs((6, 6, 2, 2, 4, 4, (3,)))
+    attend = partial(aj.attention, mask=aj.causal() & aj.key_lengths([6, 3, 0]), implementation=implementation)
+    row = jnp.arange(6)[None]
+    suite.close(attend(query, key, value, positions=(row, row)), attend(query, key, value), 0)
+
+
 def test_integers_beyond_the_default_dtype_are_many():
     assert aj.key_lengths(np.uint32(2**31 + 5)).to_array(1, 3).all()
 
