@@ -60,7 +60,8 @@ class KVCache:
         dtype: DTypeLike | None = None,
         ring: bool = False,
     ) -> KVCache:
-        """A cache with room for `capacity` tokens of K heads of H (and Hv) channels; float32 if no dtype is given.
+        """A cache with room for `capacity` tokens of K heads of H (and Hv) channels, in JAX's default floating
+        dtype if none is given.
 
         Args:
           padding: integers `[*B]`, how many of the first tokens of each example are padding: they take no room.

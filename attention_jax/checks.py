@@ -97,15 +97,19 @@ def check_dropout(rate: float, rng: jax.Array | None) -> float:
         return rate
     if rng is None:
         raise ValueError(f"dropout_rate={rate} needs dropout_rng=, a key such as jax.random.key(0)")
+    check_key("dropout_rng", rng)
+    return rate
+
+
+def check_key(name: str, rng: object) -> None:
+    """Raise `TypeError` unless this is one random key."""
     if not isinstance(rng, jax.Array | np.ndarray):
-        raise TypeError(f"dropout_rng must be a key such as jax.random.key(0), got {rng!r}")
+        raise TypeError(f"{name} must be a key such as jax.random.key(0), got {rng!r}")
     key = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
     if (rng.ndim, rng.dtype) != ((0, rng.dtype) if key else (1, jnp.uint32)):
         raise TypeError(
-            f"dropout_rng must be one key, such as jax.random.key(0), got {rng.dtype}{list(rng.shape)}: "
-            "map over several by jax.vmap"
+            f"{name} must be one key, such as jax.random.key(0), got {brief(rng)}: map over several by jax.vmap"
         )
-    return rate
 
 
 def check_dropout_rate(rate: float) -> float:
@@ -118,7 +122,7 @@ def check_dropout_rate(rate: float) -> float:
         )
     try:
         rate = float(rate)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"dropout_rate must be a number, got {rate!r}: pass 0.0 for none") from None
     if not 0 <= rate < 1:  # also refuses NaN
         raise ValueError(f"dropout_rate must be at least 0 and below 1, got {rate}")

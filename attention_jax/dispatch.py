@@ -181,6 +181,8 @@ class _Choice(NamedTuple):
 
 
 def _choose(request: Request, implementation: str | None) -> _Choice:
+    if not isinstance(implementation, str | None):
+        raise TypeError(f"implementation must be None or a name, got {implementation!r}")
     if implementation in KERNELS:
         if lack := KERNELS[implementation].lacks(request):
             raise NotImplementedError(f"implementation={implementation!r} cannot do this: {lack}")

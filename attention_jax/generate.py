@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from attention_jax.arguments import brief, index_array, integer_array, static_int
 from attention_jax.cache import KVCache, look_back
+from attention_jax.checks import check_key
 from attention_jax.modules.embedding import LearnedPositions
 from attention_jax.sampling import Sampling
 from attention_jax.typing import Integers, MaskLike
@@ -94,7 +95,8 @@ def generate(
       Texts `[*B, P + num_tokens]` and their lengths, prompt and stop token included.
 
     Raises:
-      TypeError: a traced option or number of tokens, a `sampling` that is none, tokens or lengths that are no integers.
+      TypeError: a traced option or number of tokens, a `sampling` that is none, tokens or lengths that are no integers,
+        an `rng` that is not one key.
       ValueError: an empty prompt, tokens outside the vocabulary, lengths or options out of their range.
 
     >>> from attention_jax.modules import TransformerLM
@@ -103,6 +105,7 @@ def generate(
     >>> text.tokens.shape, text.length.tolist()
     ((2, 23), [23, 21])
     """
+    check_key("rng", rng)
     options = _options(sampling, stop, mask)
     plan, params, tokens, lengths = _prepare(model, prompt, num_tokens, lengths, *options)
     tokens, lengths = _generate(params, tokens, lengths, rng, *options, plan=plan)
@@ -136,6 +139,7 @@ def stream(
     >>> len([token for token in stream(model, jnp.array([1, 2, 3]), 20, rng=jax.random.key(0))])
     20
     """
+    check_key("rng", rng)
     options = _options(sampling, stop, mask)
     plan, params, tokens, lengths = _prepare(model, prompt, num_tokens, lengths, *options)
     state, ended = _start(params, tokens, lengths, mask, plan=plan), np.zeros(len(lengths), bool)

@@ -94,7 +94,7 @@ def segments(query_ids: Integers, key_ids: Integers | None = None) -> Mask:
       key_ids: integer array `[S]` or `[*B, S]`; `query_ids` if not given.
 
     Raises:
-      TypeError: ids that are not integers.
+      TypeError: ids that are not integers, or of two dtypes that JAX has none for both of.
       ValueError: ids of different batch dimensions, or beyond the integers that JAX holds; where the mask is used, of
         other lengths than T and S.
 
@@ -107,6 +107,13 @@ def segments(query_ids: Integers, key_ids: Integers | None = None) -> Mask:
         raise ValueError(
             f"segments() wants query_ids [*B, T] and key_ids [*B, S] with the same batch dimensions, "
             f"got {query_ids.shape} and {key_ids.shape}"
+        )
+    dtypes = {query_ids.dtype, key_ids.dtype}
+    both = jnp.result_type(*dtypes)  # in which JAX compares them
+    if not jnp.issubdtype(both, jnp.integer) or any(jnp.iinfo(x).max > jnp.iinfo(both).max for x in dtypes):
+        raise TypeError(
+            f"segments() wants query_ids and key_ids of one dtype, got {query_ids.dtype} and {key_ids.dtype}, which "
+            f"JAX compares as {both}: convert one of them"
         )
     return Segments(query_ids, key_ids)
 

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import index_array, static_int
+from attention_jax.arguments import index_array, integer_array, static_int
+from attention_jax.typing import Integers
 
 
-def sinusoidal_positions(positions: int | jax.Array, dim: int, *, base: float = 10000.0) -> jax.Array:
+def sinusoidal_positions(positions: Integers, dim: int, *, base: float = 10000.0) -> jax.Array:
     """The fixed position embedding of Vaswani et al. 2017 (arXiv:1706.03762, section 3.5).
 
     Args:
@@ -40,15 +41,16 @@ def sinusoidal_positions(positions: int | jax.Array, dim: int, *, base: float = 
      [0.841 0.54  0.01  1.   ]]
     """
     xp: Any = jnp
-    if jnp.ndim(positions) == 0:
+    if np.ndim(positions) == 0:
         xp, positions = np, np.arange(static_int("sinusoidal_positions(positions=)", positions, minimum=0))
+    positions = xp.asarray(positions)
     frequencies = _frequencies("sinusoidal_positions(dim=)", dim, base)
-    angles = positions[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))  # type: ignore[index, union-attr]
+    angles = positions[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))
     both = xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1)
-    return jnp.asarray(both.reshape(*positions.shape, dim), float)  # type: ignore[union-attr]
+    return jnp.asarray(both.reshape(*positions.shape, dim), float)
 
 
-def learned_positions(table: jax.Array, positions: int | jax.Array) -> jax.Array:
+def learned_positions(table: jax.Array, positions: Integers) -> jax.Array:
     """Rows of a learned table (Gehring et al. 2017, arXiv:1705.03122).
 
     Args:
@@ -59,7 +61,7 @@ def learned_positions(table: jax.Array, positions: int | jax.Array) -> jax.Array
       `[T, D]` or `[*B, T, D]`; NaN for a traced position that the table has no row for.
 
     Raises:
-      TypeError: a traced number of positions.
+      TypeError: a traced number of positions, or positions that are not integers.
       ValueError: the table has no row for one of the positions; indexing would silently repeat its last row.
 
     >>> learned_positions(jnp.zeros((16, 4)), 3).shape
@@ -68,21 +70,21 @@ def learned_positions(table: jax.Array, positions: int | jax.Array) -> jax.Array
     (2, 3, 4)
     """
     rows = len(table)
-    if jnp.ndim(positions) == 0:
+    if np.ndim(positions) == 0:
         first, last = 0, static_int("learned_positions(positions=)", positions, minimum=0) - 1
-    elif isinstance(positions, jax.core.Tracer) or positions.size == 0:  # type: ignore[union-attr]
+    elif isinstance(positions, jax.core.Tracer) or np.size(positions) == 0:
         first, last = 0, -1
     else:
         known = np.asarray(positions)  # which stays known inside jax.jit
-        first, last = int(known.min()), int(known.max())
+        first, last = known.min(), known.max()
     if first < 0 or last >= rows:
         raise ValueError(
             f"positions {first} to {last} do not fit the position table of {rows} rows: "
             "shorten the sequence, or build the model with a longer context"
         )
-    if jnp.ndim(positions) == 0:
+    if np.ndim(positions) == 0:
         return table[:positions]
-    positions = index_array(positions)
+    positions = index_array(integer_array("learned_positions(positions=)", positions))
     positions = jnp.where(positions < 0, rows, positions)  # which else count from the end
     return jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan)
 

@@ -36,7 +36,7 @@ class Sampling:
         """Refuse what cannot be done.
 
         Raises:
-          TypeError: a field that is traced.
+          TypeError: a field that is traced, or no number.
           ValueError: a field out of its range.
         """
         ranges = {
@@ -50,7 +50,11 @@ class Sampling:
             value, (fits, wanted) = getattr(self, field.name), ranges[field.name]
             if isinstance(value, jax.core.Tracer):
                 raise TypeError(f"{field.name} must be a Python number known while tracing, got a traced value")
-            if value is not None and not fits(value):
+            try:
+                right = value is None or fits(value)
+            except (TypeError, ValueError):  # text, or an array
+                raise TypeError(f"{field.name} must be a number, got {value!r}") from None
+            if not right:
                 raise ValueError(f"{field.name} must be {wanted}, got {value}")
 
     def penalized(self, logits: jax.Array, seen: jax.Array) -> jax.Array:
