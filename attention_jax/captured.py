@@ -9,6 +9,7 @@ import inspect
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -97,6 +98,8 @@ def _evaluate(jaxpr: Jaxpr, constants: Sequence[jax.Array], operands: Sequence[j
             results = inputs
         elif name in ("jit", "pjit"):
             results = _evaluate(params["jaxpr"].jaxpr, params["jaxpr"].consts, inputs)
+        elif name == "cond":  # its branches, too, may hold one
+            results = jax.lax.switch(inputs[0], [partial(_branch, each) for each in params["branches"]], *inputs[1:])
         else:
             if not any(_inner_jaxprs(equation)):  # they say themselves what varies in them
                 inputs = [vary_like(x, inputs) for x in inputs]
@@ -106,6 +109,10 @@ def _evaluate(jaxpr: Jaxpr, constants: Sequence[jax.Array], operands: Sequence[j
             results = results if equation.primitive.multiple_results else [results]
         values.update(zip(equation.outvars, results, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
+
+
+def _branch(branch: ClosedJaxpr, *inputs: jax.Array) -> list[jax.Array]:
+    return [vary_like(x, inputs) for x in _evaluate(branch.jaxpr, branch.consts, inputs)]
 
 
 def _weak(fn: Any) -> Any:

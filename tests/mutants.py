@@ -70,6 +70,7 @@ MUTANTS = [
     Mutant("score_rules.py", "logits = jnp.clip(logits, -most, most)", "pass", "test_edges.py::test_a_cap_has_a_slope_at_what_a_bias_hides"),
     Mutant("captured.py", "with contextlib.suppress(TypeError):", "if True:", "test_edges.py::test_an_object_without_a_hash_serves_as_a_function"),
     Mutant("captured.py", "make_jaxpr(lambda *inputs: part.call(*inputs))", "make_jaxpr(part.fn)", "test_edges.py::test_a_function_reads_what_it_has_captured_at_each_call"),
+    Mutant("captured.py", 'name == "cond"', 'name == "condition"', "test_edges.py::test_functions_inside_a_checked_shard_map -k choice"),
     Mutant("captured.py", "        if axes:", "        if False:", "test_edges.py::test_functions_inside_a_checked_shard_map -k arithmetic"),
     Mutant("captured.py", "{_digest(jaxpr.jaxpr)}", "-", "test_edges.py::test_a_change_that_a_jit_inside_hides_is_seen"),
     Mutant("captured.py", "Traced(_weak(part.fn)", "Traced(part.fn", "test_edges.py::test_what_a_function_has_captured_is_let_go"),

@@ -379,10 +379,13 @@ INSIDE = {
     "a jit": lambda logit, w, head, t, s: jax.jit(lambda x: x * 2.0 - w[1])(logit),
     "a loop": lambda logit, w, head, t, s: jax.lax.fori_loop(0, 3, lambda i, x: x * 0.9 + i, logit),
     "a choice": lambda logit, w, head, t, s: jax.lax.cond(head == 0, lambda x: x * 2.0, lambda x: x - 1.0, logit),
+    "a choice of what is captured": lambda logit, w, head, t, s: jax.lax.switch(
+        head, [lambda x: x * w[1], lambda x: w[0] + 0 * x], logit
+    ),
 }
 
 
-OF_WEIGHTS = ["a captured number of each head", "a constant array", "a jit"]
+OF_WEIGHTS = ["a captured number of each head", "a constant array", "a jit", "a choice of what is captured"]
 
 
 @pytest.mark.parametrize(
