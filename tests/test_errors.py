@@ -309,7 +309,7 @@ REFUSED = {
     "modules.shard: parameters": (lambda: modules.shard({}, modules.make_mesh(data=1), ()), TypeError, "must be an nnx.Module.*got dict"),
     "generate.generate: no prompt": (
         lambda: generate(language_model(), jnp.zeros(0, int), 3, rng=jax.random.key(0)),
-        ValueError, "at least one token",
+        ValueError, r"prompt must be at least one token, \[P\] or \[B, P\]; got int32\[0\]",
     ),
     "generate.stream: a token too many": (lambda: next(stream(language_model(), [1, 5], 3, rng=jax.random.key(0))), ValueError, "prompt must be from 0 to 4, got 1 to 5"),
     "generate.generate: lengths": (lambda: generate(language_model(), [[1, 2]], 3, lengths=[3], rng=jax.random.key(0)), ValueError, "lengths must be from 1 to 2, got 3 to 3"),

@@ -344,8 +344,8 @@ def test_a_token_outside_the_vocabulary_is_nan_where_it_is_seen(unknown):
 
 def test_tokens_that_are_none_are_refused():
     model = TransformerLM(11, 7, D, N, 2, rngs=nnx.Rngs(0))
-    for tokens in (jnp.ones((2, 3)), jnp.array(1)):
-        with pytest.raises(TypeError, match=r"tokens .*\[\*B, T\].*, got"):
+    for tokens, got in ((jnp.ones((2, 3)), r"float32\[2, 3\]"), (jnp.array(1), r"at least one axis .* int32\[\]")):
+        with pytest.raises(TypeError, match=rf"tokens \[\*B, T\] must be integers, .*{got}"):
             model(tokens)
 
 

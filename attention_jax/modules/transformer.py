@@ -211,7 +211,7 @@ class TransformerLM(nnx.Module):
         tokens = integer_array("tokens [*B, T]", tokens)
         check_auto(tokens=tokens)
         if tokens.ndim == 0:
-            raise TypeError(f"tokens must be integers [*B, T], got {brief(tokens)}")
+            raise TypeError(f"tokens [*B, T] must be integers, at least one axis of them, got {brief(tokens)}")
         mask = causal() if mask is None else causal() & as_mask(mask)
         table = self.tokens.embedding[...]
         tokens = tokens.astype(int)
