@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 FARTHEST = 2**29  # positions are int32, and so are sums of a few of them up to here
+ARRAYS = jax.Array | np.ndarray | np.generic | bool | int | float | complex  # what JAX takes for one
 
 
 def static_int(name: str, value: object, minimum: int | None = None) -> int:
@@ -88,7 +89,7 @@ def made_by(what: str, fn: Callable[..., Any], names: str, inputs: Sequence[Any]
     except ValueError:
         pass  # it does not tell its signature
     made = fn(*inputs)
-    if not isinstance(made, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+    if not isinstance(made, ARRAYS):
         raise TypeError(f"{what} must return an array, got {type(made).__name__}")
     array = jnp.asarray(made)
     if not broadcasts(array.shape, shape):

@@ -64,16 +64,24 @@ class KVCache:
         dtype if none is given.
 
         Args:
+          batch: the batch dimensions `*B`.
           padding: integers `[*B]`, how many of the first tokens of each example are padding: they take no room.
 
         Raises:
-          TypeError: padding that is not integers, a capacity that is traced.
-          ValueError: a capacity below 1, padding below 0 or for another batch.
+          TypeError: a batch that is not a tuple, other sizes that are not integers or are traced, padding that is not
+            integers, a dtype that is not floating point.
+          ValueError: a capacity or a number of heads below 1, padding below 0 or for another batch.
         """
+        if not isinstance(batch, tuple | list):
+            raise TypeError(f"batch must be a tuple of the batch dimensions, () or ({batch!r},), got {batch!r}")
+        batch = tuple(static_int("batch", size, minimum=0) for size in batch)
         capacity = static_int("capacity", capacity, minimum=1)
-        shape = *batch, capacity, num_kv_heads
-        key = jnp.zeros((*shape, head_dim), dtype)
-        value = jnp.zeros((*shape, head_dim if value_dim is None else value_dim), dtype)
+        shape = *batch, capacity, static_int("num_kv_heads", num_kv_heads, minimum=1)
+        dims = [static_int("head_dim", head_dim, minimum=0)]
+        dims += dims if value_dim is None else [static_int("value_dim", value_dim, minimum=0)]
+        key, value = (jnp.zeros((*shape, dim), dtype) for dim in dims)
+        if not jnp.issubdtype(key.dtype, jnp.floating):
+            raise TypeError(f"dtype must be floating point, got {key.dtype}")
         left = integer_array("padding", padding)
         if not isinstance(padding, jax.core.Tracer) and (np.asarray(padding) < 0).any():
             raise ValueError(f"padding must be at least 0, got {np.min(padding)}")
@@ -86,7 +94,7 @@ class KVCache:
         """How many tokens there is room for."""
         return self.key.shape[-3]
 
-    def append(self, key: jax.Array, value: jax.Array) -> KVCache:
+    def append(self, key: ArrayLike, value: ArrayLike) -> KVCache:
         """The cache with T more tokens.
 
         Args:
@@ -98,6 +106,7 @@ class KVCache:
             than it holds). Where the length is traced and cannot be compared, the new keys and values of an example
             that has too many are NaN.
         """
+        key, value = jnp.asarray(key), jnp.asarray(value)
         T = key.shape[-3] if key.ndim == self.key.ndim else 0
         for name, new, old in (("key", key, self.key), ("value", value, self.value)):
             wanted = *old.shape[:-3], T, *old.shape[-2:]

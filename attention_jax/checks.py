@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import brief, check_real, index_array, integer_array
+from attention_jax.arguments import ARRAYS, brief, check_real, index_array, integer_array
 from attention_jax.mask_tree import Mask, as_mask
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ def check_scale(scale: ArrayLike | None, head_dim: int) -> Any:
         return 1 / math.sqrt(head_dim) if head_dim else 1.0
     if np.ndim(scale) != 0:
         raise ValueError(f"scale must be one number, got {np.shape(scale)}: multiply the query by an array instead")
+    if not isinstance(scale, ARRAYS):
+        raise TypeError(f"scale must be one number, got {scale!r}")
     check_real("scale", jnp.result_type(scale))
     return scale
 

@@ -139,9 +139,9 @@ def add_sinks(output: jax.Array, lse: jax.Array, sinks: jax.Array) -> tuple[jax.
     ...     print(output[0, 0])
     [0.75 0.75]
     """
-    sinks = real_array("sinks", sinks)
-    *batch, T, N, _ = output.shape
-    if lse.shape != (*batch, N, T) or sinks.shape != (N,):
+    output, lse, sinks = jnp.asarray(output), jnp.asarray(lse), real_array("sinks", sinks)
+    of_logits = *output.shape[:-3], *output.shape[-3:-1][::-1]  # [*B, N, T]
+    if output.ndim < 3 or lse.shape != of_logits or sinks.shape != of_logits[-2:-1]:
         raise ValueError(
             "add_sinks wants output [*B, T, N, Hv], lse [*B, N, T] and sinks [N]; got output "
             f"{output.shape}, lse {lse.shape}, sinks {sinks.shape}"

@@ -222,6 +222,7 @@ REFUSED = {
     "attention: no rate": (many(dropout_rate=None), TypeError, "dropout_rate must be a number, got None: pass 0.0"),
     "attention: a number as key": (many(dropout_rate=0.5, dropout_rng=0), TypeError, r"jax.random.key\(0\), got 0"),
     "attention: a complex scale": (many(scale=1j), TypeError, "scale must be real, got complex64"),
+    "attention: text as scale": (many(scale="float32"), TypeError, "scale must be one number, got 'float32'"),
     "attention: a bool as scale": (many(scale=True), TypeError, "scale must be real, got bool"),
     "soft_cap: 0": (lambda: aj.soft_cap(0.0), ValueError, "one positive finite number, in float32 too, got 0.0"),
     "soft_cap: several": (lambda: aj.soft_cap(np.ones(3)), ValueError, r"one positive finite number, in float32 too, got \(3,\)"),
@@ -229,6 +230,7 @@ REFUSED = {
     "add_sinks: sinks": (
         lambda: aj.add_sinks(jnp.ones((2, 7, 4, 5)), jnp.ones((2, 4, 7)), jnp.ones(3)), ValueError, r"sinks \[N\]; got .*sinks \(3,\)",
     ),
+    "add_sinks: no heads": (lambda: aj.add_sinks([1.0, 2.0], [1.0], [1.0]), ValueError, r"output \(2,\), lse \(1,\), sinks \(1,\)"),
     "ntk_scaling: below 1": (lambda: aj.ntk_scaling(jnp.ones(2), factor=0.5), ValueError, "factor >= 1.* got 0.5"),
     "yarn_scaling: below 1": (lambda: aj.yarn_scaling(jnp.ones(2), factor=0.5, original_length=9), ValueError, "factor >= 1.* got 0.5"),
     "yarn_amplitude: below 1": (lambda: aj.yarn_amplitude(0.5), ValueError, "factor >= 1.* got 0.5"),
@@ -245,6 +247,12 @@ REFUSED = {
     "ring_attention: another axis": (lambda: aj.ring_attention(Q, Q, Q, mesh=jax.sharding.Mesh(jax.devices()[:1], ("data",))), ValueError, "axis must be one of the mesh's"),
     "balanced_order: lengths that cannot be cut": (lambda: aj.balanced_order(10, 2), ValueError, "multiple of 2 x 2"),
     "KVCache: no room": (lambda: aj.KVCache.empty(0, 2, 4), ValueError, "capacity must be at least 1, got 0"),
+    "KVCache.empty: a number as batch": (lambda: aj.KVCache.empty(8, 2, 4, batch=3), TypeError, r"a tuple of the batch dimensions, \(\) or \(3,\), got 3"),
+    "KVCache.empty: half a batch": (lambda: aj.KVCache.empty(8, 2, 4, batch=(0.5,)), TypeError, "batch must be an integer, got 0.5"),
+    "KVCache.empty: no heads": (lambda: aj.KVCache.empty(8, 0, 4), ValueError, "num_kv_heads must be at least 1, got 0"),
+    "KVCache.empty: half a channel": (lambda: aj.KVCache.empty(8, 2, 4.5), TypeError, "head_dim must be an integer, got 4.5"),
+    "KVCache.empty: half a channel of values": (lambda: aj.KVCache.empty(8, 2, 4, value_dim=0.5), TypeError, "value_dim must be an integer, got 0.5"),
+    "KVCache.empty: integers": (lambda: aj.KVCache.empty(8, 2, 4, dtype=int), TypeError, "dtype must be floating point, got int"),
     "KVCache: overrun": (lambda: cache().append(K, V), ValueError, "9 more tokens on the 0 it holds do not fit in a capacity of 8"),
     "KVCache: more than a ring": (
         lambda: aj.KVCache.empty(8, 2, 8, value_dim=5, batch=(2,), ring=True).append(K, V), ValueError, "9 more tokens .* a capacity of 8",
