@@ -45,16 +45,17 @@ class Sizes(NamedTuple):
     MiB, from where on malloc gives memory back after each call; an accelerator wants to be filled."""
     few: int
     """The same of few keys, if they are not all there are: their steps should stay in the cache."""
-    rows: int
-    """Rows of few keys in a step, from which on XLA makes one operation of their softmax. Of fewer rows the output is
-    divided by the sum of the weights, instead of these."""
     together: int
     """Steps of the forward pass in one pass of its loop, so that a core of a CPU can begin the next while another ends
     the last. Only steps of at most `step` scores, or of all keys: others would need more memory than that."""
 
 
-CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, few=2**18, rows=2**12 if OLD_XLA else 0, together=2)
-ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, few=2**25, rows=0, together=1)
+CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, few=2**18, together=2)
+ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, few=2**25, together=1)
+
+ROWS_AT_ONCE = 2**12 if OLD_XLA else 0
+"""Rows of few keys in a step, from which on XLA makes one operation of their softmax on a CPU. Of fewer rows the output
+is divided by the sum of the weights, instead of these."""
 
 
 def blockwise_attention(
@@ -202,7 +203,7 @@ def canonical(
         padded=grid.length("s") != S,
         by_rows=few or (cpu and grid.steps("t") == 1 and 2 * T <= S),  # to put them by columns pays in many steps
         few=few,
-        softmax_at_once=few and math.prod(map(grid.size, "bkgt")) >= CPU.rows,
+        softmax_at_once=few and math.prod(map(grid.size, "bkgt")) >= ROWS_AT_ONCE,
         many_small=cpu and OLD_XLA and _many_small(grid, H),
         precision=precision,
     )

@@ -29,7 +29,7 @@ MEMORY = [(1, T, 4, 64) for T in (1024, 2048, 4096, 8192, 16384)]
 PEERS_UP_TO = {"jax.nn": 4096, "nnx function": 1024, "tokamax": 1024, "equinox": 1024}
 """They hold all weights, for which longer inputs take seconds a call, and then gigabytes."""
 
-DIRECTIONS = "forward", "forward and backward"
+FORWARD, WITH_BACKWARD = "forward", "forward and backward"
 
 
 def measure(rounds: int) -> Iterator[Row]:
@@ -51,15 +51,14 @@ def times(table: str, shape, mask, rounds: int, queries: int | None = None) -> I
     of_queries = (shape[0], queries or shape[1], *shape[2:])
     shapes = of_queries, shape, shape, of_queries
     *inputs, cotangent = (jnp.asarray(random.normal(size=each), jnp.float32) for each in shapes)
-    programs = {name: compiled(attend, inputs, cotangent) for name, attend in contenders(shape, mask).items()}
-    calls = {
-        name: (partial(finished, forward, *inputs), partial(finished, backward, inputs, cotangent))
-        for name, (forward, backward) in programs.items()
-    }
-    if torch is not None:
-        calls["torch"] = torch_calls(inputs, cotangent, mask)
-    for index, direction in enumerate(DIRECTIONS[: 1 if queries else 2]):
-        for name, values in seconds({name: pair[index] for name, pair in calls.items()}, rounds).items():
+    for direction in [FORWARD] if queries else [FORWARD, WITH_BACKWARD]:
+        calls = {
+            name: partial(finished, compiled(attend, direction, inputs, cotangent), inputs, cotangent)
+            for name, attend in contenders(shape, mask).items()
+        }
+        if torch is not None:
+            calls["torch"] = torch_call(direction, inputs, cotangent, mask)
+        for name, values in seconds(calls, rounds).items():
             yield Row(f"{table}, {direction}", str(shape), name, values)
 
 
@@ -67,8 +66,8 @@ def memory(shape) -> Iterator[Row]:
     """What each program takes besides its inputs and outputs, by XLA's account; nothing is run."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     for name, attend in contenders(shape, aj.causal()).items():
-        for program, direction in zip(compiled(attend, [x, x, x], x), DIRECTIONS, strict=True):
-            size = program.memory_analysis().temp_size_in_bytes / 2**20
+        for direction in FORWARD, WITH_BACKWARD:
+            size = compiled(attend, direction, [x, x, x], x).memory_analysis().temp_size_in_bytes / 2**20
             yield Row(f"Memory of causal attention, {direction}", str(shape), name, [size], "MiB")
 
 
@@ -94,23 +93,25 @@ def is_causal(mask) -> bool:
     return isinstance(mask, type(aj.causal()))
 
 
-def compiled(attend, inputs, cotangent):
-    """Forward, and forward with backward, each compiled."""
+def compiled(attend, direction, inputs, cotangent):
+    """A program of the inputs and the cotangent, which the forward pass does without."""
 
-    def backward(inputs, cotangent):
+    def forward(inputs, cotangent):
+        return attend(*inputs)
+
+    def with_backward(inputs, cotangent):
         output, pull = jax.vjp(attend, *inputs)
         return output, pull(cotangent)
 
-    forward = jax.jit(attend).lower(*inputs).compile()
-    return forward, jax.jit(backward).lower(inputs, cotangent).compile()
+    return jax.jit(forward if direction == FORWARD else with_backward).lower(inputs, cotangent).compile()
 
 
 def finished(program, *inputs):
     return jax.block_until_ready(program(*inputs))
 
 
-def torch_calls(inputs, cotangent, mask):
-    """PyTorch's forward, and forward with backward, on copies in its own layout."""
+def torch_call(direction, inputs, cotangent, mask):
+    """PyTorch's call, on copies in its own layout."""
     *inputs, cotangent = peers.to_torch(*inputs, cotangent)
     inputs = [x.requires_grad_() for x in inputs]
     T = inputs[0].shape[-2]
@@ -124,10 +125,10 @@ def torch_calls(inputs, cotangent, mask):
         with torch.no_grad():
             attend()
 
-    def backward():
+    def with_backward():
         torch.autograd.grad(attend(), inputs, cotangent)
 
-    return forward, backward
+    return forward if direction == FORWARD else with_backward
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ MUTANTS = [
     Mutant("softmax.py", "total = exponentials_of_few(checked)", "total = exponentials_of_few(logits)", "test_contract.py"),
     Mutant("softmax.py", "weights = softmax_of_few(checked)", "weights = softmax_of_few(logits)", "test_contract.py"),
     Mutant("softmax.py", "peak = -jnp.min(-checked, axis=-1)", "peak = -jnp.max(-checked, axis=-1)", "test_blockwise.py::test_by_rows"),
-    Mutant("blockwise.py", ">= CPU.rows", "> CPU.rows", "test_blockwise.py::test_softmax_at_once"),
+    Mutant("blockwise.py", ">= ROWS_AT_ONCE", "> ROWS_AT_ONCE", "test_blockwise.py::test_softmax_at_once"),
     Mutant("blockwise.py", "min(64, tile), H)", "64, H)", "test_blockwise.py::test_what_counts_as_few_keys"),
     Mutant("blockwise.py", "max(sizes.tile, s) if few", "sizes.tile if few", "test_blockwise.py::test_a_row_of_few_keys_is_in_one_tile"),
     Mutant("blockwise.py", "and both < 4", "and both <= 4", "test_blockwise.py::test_steps_stay_below_what_malloc_gives_back"),

@@ -28,7 +28,7 @@ def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), t
     """Blocks so small that even these cases have several, some of them empty and some full, and tiles of a block that
     a mask cuts through."""
     score = score if bias is None else scores.bias(bias)
-    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(tile=tile, rows=rows)):
+    with mock.patch.multiple("attention_jax.blockwise", CPU=CPU._replace(tile=tile), ROWS_AT_ONCE=rows):
         return blockwise_attention(query, key, value, score=score, block_sizes=block_sizes, **options)[0]
 
 

@@ -524,7 +524,7 @@ def test_a_row_of_few_keys_is_in_one_tile():
 
 def test_softmax_at_once(monkeypatch):
     """Of so many rows, in all heads and examples."""
-    monkeypatch.setattr("attention_jax.blockwise.CPU", CPU._replace(rows=64))
+    monkeypatch.setattr("attention_jax.blockwise.ROWS_AT_ONCE", 64)
     for queries, keys, at_once in [(8, 8, True), (7, 8, False), (256, 256, False)]:
         query, key = (jnp.ones((2, length, 4, 4)) for length in (queries, keys))
         grid = grid_for(None, None, query.shape, key.shape, "cpu")
@@ -577,7 +577,7 @@ def test_by_rows(queries, keys, steps):
         tangents = tuple(jnp.roll(x, 1, 1) for x in inputs)
         return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
 
-    with mock.patch("attention_jax.blockwise.CPU", sizes._replace(rows=rows)):
+    with mock.patch.multiple("attention_jax.blockwise", CPU=sizes, ROWS_AT_ONCE=rows):
         ours = jax.jit(partial(modes, "blockwise"))(*inputs)
     with x64_if(True):
         suite.close(ours, jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
