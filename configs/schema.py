@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+MOST_STEPS = 10**7
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
 
@@ -193,6 +194,8 @@ class Config:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.name) or not self.name.strip("."):
             raise ValueError(f"name may hold letters, digits and . _ - only, got {self.name!r}")
         _at_least(1, self, "steps", "eval_every", "checkpoint_every")
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"steps must be at most {MOST_STEPS:,}, since each leaves a record, got {self.steps}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}")
         if self.data.source == "questions" and self.start is None:

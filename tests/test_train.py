@@ -1,6 +1,7 @@
 """The command line and the run: what is left behind, what is refused, and that the same seed gives the same run."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ from train.__main__ import main
 from train.data.text import batch, read_text, split, whole
 from train.errors import InputError, exit_status
 from train.evaluate import Evaluate, describe, report
+from train.model import build_model
 from train.sample import Sample, write
 from train.step import Batch, eval_step
 from train.tokenizer import CharTokenizer
@@ -107,6 +110,55 @@ def test_a_run_leaves_what_it_says(capsys):
     assert records("one")[-1] != records("two")[-1]
 
 
+def test_a_text_of_one_line(capsys):
+    """Which a model cannot begin with a line break, and whose words may look like options."""
+    Path("own.txt").write_text("--option one two three. " * 200)
+    main([*TINY.split(), "--data.path", "own.txt", "--name", "own", "--steps", "4"])
+    directory = Path("runs/own")
+    assert capsys.readouterr().out.endswith("more text: python -m train.sample runs/own --prompt=--option\n")
+    assert "".join(write(Sample(directory, length=3)))[0] == " "
+    assert command("train.sample", "runs/own", "--prompt=--option", "--length", "1").stdout.startswith("--option")
+    with pytest.raises(InputError, match="the preset copy 'copy': --resume goes on with the same run only"):
+        main(["copy", "--resume", "--name", "own"])
+    assert main(["text", "--resume", "--name", "own", "--quiet"]) == 0
+
+    assert report(Evaluate(directory)).startswith("validation loss")
+    Path("own.txt").write_text("--option one two three. " * 201)
+    with pytest.raises(InputError, match="runs/own: these are other data than the run learned from"):
+        report(Evaluate(directory))
+
+
+def test_a_prompt_that_is_no_text():
+    tokenizer = tokenizers.BpeTokenizer.of("banana bandana " * 20, 260)
+    model = build_model(schema.Model(), len(tokenizer), jax.random.key(0))
+    with (
+        mock.patch("train.run_directory.load", return_value=(schema.Config(), tokenizer, model)),
+        pytest.raises(InputError, match=r"--prompt 'T.udcff': .*surrogates not allowed"),
+    ):
+        list(write(Sample(Path("runs/bytes"), prompt="T\udcff")))
+
+
+def test_a_run_goes_on_though_nobody_reads():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train", *TINY.split(), "--name", "unread"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+    )  # fmt: skip
+    with process:
+        assert "parameters" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 0
+    assert len([record for record in records("unread") if "train_loss" in record]) == 30
+
+
+def test_what_cannot_be_begun_leaves_nothing(monkeypatch):
+    main([*TINY.split(), "--name", "full", "--steps", "1", "--quiet"])
+    earlier = sorted(Path("runs").rglob("*"))
+    monkeypatch.setattr(tokenizers, "save", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(InputError, match=r"runs/full: cannot be written .No space left on device"):
+        main([*TINY.split(), "--name", "full"])
+    assert sorted(Path("runs").rglob("*")) == earlier
+
+
 @pytest.mark.parametrize("content, message", [
     (None, "missing.txt: cannot be read (No such file or directory)"),
     (b"", "missing.txt: the file is empty"),
@@ -126,6 +178,7 @@ def test_bad_data_is_refused_before_anything_is_compiled(content, message):
     (["--stesp", "3"], "Perhaps you meant"),
     (["--model.num-heads", "3"], "embed_dim=128 must be a multiple of num_heads=3"),
     (["--steps", "0"], "steps must be at least 1, got 0"),
+    (["--steps", "3000000000"], "steps must be at most 10,000,000, since each leaves a record, got 3000000000"),
     (["--steps", "many"], "--steps"),
     (["--name", "../elsewhere"], "letters, digits and . _ - only"),
     (["--name", ".."], "letters, digits and . _ - only"),

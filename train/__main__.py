@@ -14,14 +14,20 @@ def main(arguments: list[str]) -> int:
     """Read the command line, and run; what `--resume` goes on with needs no other fields. Returns the exit status.
 
     Raises:
-      InputError: a preset that is not there, and as `train.loop.run`.
+      InputError: a preset that is not there, or not that of the run to go on, and as `train.loop.run`.
     """
-    name = take_preset(arguments)
+    preset, name = arguments[:1], take_preset(arguments)
     about = sys.modules[f"configs.{name.replace('-', '_')}"].__doc__
     description = f"{about}\nPresets: {', '.join(PRESETS)}."
     prog = f"python -m train {name}"
     config = tyro.cli(Config, default=PRESETS[name], args=arguments, prog=prog, description=description)
     if config.resume and (saved := saved_config(config.name)):
+        wanted = PRESETS[name].data.source
+        if preset == [name] and wanted != saved.data.source:
+            raise InputError(
+                f"runs/{config.name} learns {saved.data.source!r}, and the preset {name} {wanted!r}: --resume goes on "
+                "with the same run only, and needs no preset"
+            )
         config = tyro.cli(Config, default=saved, args=arguments, prog=prog, description=description)
     from train.loop import run  # after the command line: a wrong field is answered before JAX is loaded
 

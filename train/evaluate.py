@@ -23,16 +23,14 @@ def report(options: Evaluate) -> str:
     """A line of results.
 
     Raises:
-      InputError: no trained run, or its data are gone.
+      InputError: no trained run, or its data are gone, or others by now.
     """
     from flax import nnx
 
     from train import run_directory
-    from train.data import open_dataset
 
-    config, tokenizer, model = run_directory.load(options.run)
+    config, dataset, model = run_directory.load_with_data(options.run)
     graphdef, params = nnx.split(model, nnx.Param)
-    dataset = open_dataset(config, tokenizer)
     params = nnx.to_pure_dict(params)
     return describe(evaluate(params, dataset.validation, dataset.answers, graphdef=graphdef, dtype=config.model.dtype))
 

@@ -285,4 +285,5 @@ class Trainer:
         if train and validations:
             metrics.say(f"train loss {np.mean(train):.3f}, {describe(validations[-1])}")
         metrics.say(f"pictures: {self.directory / 'loss.png'}, {self.directory / 'attention'}")
-        metrics.say(f"more text: python -m train.sample {self.directory} --prompt {shlex.quote(prompt)}")
+        option = shlex.quote(f"--prompt={prompt}")  # which may begin with a dash
+        metrics.say(f"more text: python -m train.sample {self.directory} {option}")

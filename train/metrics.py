@@ -36,6 +36,14 @@ class Speed(NamedTuple):
         return f"{rate * self.tokens:,.0f} tokens/s{share}"
 
 
+class Terminal(Console):
+    """What is said to who reads it; a run does not end because nobody does, as after `| head`."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so when it ends
+
+
 class Metrics:
     """Appends to `metrics.jsonl`, and shows a progress bar; plain lines where there is no terminal.
 
@@ -55,7 +63,7 @@ class Metrics:
             print(f"{path}: {len(missing)} of {done} steps are missing, from step {min(missing)} on", file=sys.stderr)
         os.truncate(path, sum(map(len, lines[: len(self.records)])))  # at once: a kill here loses nothing
         self.file = path.open("a", encoding="utf-8")
-        self.console = Console(file=sys.stdout, quiet=config.quiet, highlight=False, soft_wrap=True)
+        self.console = Terminal(file=sys.stdout, quiet=config.quiet, highlight=False, soft_wrap=True)
         self.steps, self.speed = config.steps, speed
         self.previous: float | None = None
         self.seconds, self.timed = 0.0, 0

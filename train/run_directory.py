@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +20,7 @@ from attention_jax.modules import TransformerLM
 from configs import schema
 from train import checkpoint
 from train import tokenizer as tokenizers
+from train.data import Dataset, open_dataset
 from train.errors import InputError
 from train.model import build_model
 from train.tokenizer import Tokenizer
@@ -79,14 +81,20 @@ def create(config: schema.Config, tokenizer: Tokenizer) -> Path | None:
       InputError: the directory cannot be made, or another process is writing there.
     """
     directory, moved = RUNS / config.name, None
+    unfinished = RUNS / f"{config.name}~"  # which no run can be called
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        if directory.exists():
-            with locked(directory):
-                names = (directory.with_name(f"{config.name}.{number}") for number in itertools.count(1))
-                moved = directory.rename(next(name for name in names if not name.exists()))
-        directory.mkdir(parents=True)
-        schema.save(config, directory / "config.toml")
-        tokenizers.save(tokenizer, directory / "tokenizer.json")
+        try:
+            unfinished.mkdir(parents=True)
+            schema.save(config, unfinished / "config.toml")
+            tokenizers.save(tokenizer, unfinished / "tokenizer.json")
+            if directory.exists():
+                with locked(directory):
+                    names = (directory.with_name(f"{config.name}.{number}") for number in itertools.count(1))
+                    moved = directory.rename(next(name for name in names if not name.exists()))
+            unfinished.rename(directory)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another with --name") from error
     return moved
@@ -190,6 +198,23 @@ def load(directory: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
     Raises:
       InputError: no run is there, its files cannot be read, or it has saved no model yet.
     """
+    return _load(directory)[:3]
+
+
+def load_with_data(directory: Path) -> tuple[schema.Config, Dataset, TransformerLM]:
+    """The configuration of a run, the data that it learned from, and its newest model.
+
+    Raises:
+      InputError: as `load`, or the data are gone, or others by now.
+    """
+    config, tokenizer, model, digest = _load(directory)
+    dataset = open_dataset(config, tokenizer)
+    if dataset.digest != digest:
+        raise InputError(f"{directory}: these are other data than the run learned from; put those back, or train anew")
+    return config, dataset, model
+
+
+def _load(directory: Path) -> tuple[schema.Config, Tokenizer, TransformerLM, str]:
     config, tokenizer = _read(directory)
     with checkpoint.Checkpoints(directory / "checkpoints", partial(print, file=sys.stderr)) as checkpoints:
         found = checkpoints.newest()
@@ -198,7 +223,8 @@ def load(directory: Path) -> tuple[schema.Config, Tokenizer, TransformerLM]:
     graphdef, params = nnx.split(build_model(config.model, len(tokenizer), jax.random.key(0)), nnx.Param)
     part = "average" if config.optimizer.ema_decay else "params"
     like = {part: nnx.to_pure_dict(params)}
-    return config, tokenizer, nnx.merge(graphdef, checkpoint.unflat(like, found[0], directory)[part])
+    arrays, notes = found
+    return config, tokenizer, nnx.merge(graphdef, checkpoint.unflat(like, arrays, directory)[part]), notes["data"]
 
 
 def _read(directory: Path) -> tuple[schema.Config, Tokenizer]:

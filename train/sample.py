@@ -1,13 +1,19 @@
 """`python -m train.sample RUN --prompt TEXT`: more text from a trained model."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from train.errors import InputError, exit_status
+
+if TYPE_CHECKING:
+    from train.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,8 @@ class Sample:
     run: tyro.conf.Positional[Path]
     """Directory of the run, such as runs/text."""
     prompt: str | None = None
-    """What the text begins with. Default: a line break, or a question where answers were learned."""
+    """What the text begins with. Default: a line break, or a question where answers were learned; where the model knows
+    no line break, the first character that it knows."""
     length: int = 500
     """Tokens to add, at most; an answer ends by itself."""
     temperature: float = 0.8
@@ -55,10 +62,11 @@ def write(options: Sample) -> Iterator[str]:
     if options.prompt == "":
         raise InputError("--prompt is empty: give at least one character, such as --prompt ' '")
     answers = has_answers(config.data)
-    begin = options.prompt or (open_dataset(config, tokenizer).shown[0][0] if answers else "\n")
+    begin = options.prompt or (open_dataset(config, tokenizer).shown[0][0] if answers else any_beginning(tokenizer))
     try:
+        begin.encode("utf-8")  # which bytes of a command line that are no text are not
         prompt, rng = tokenizer.encode(begin), jax.random.key(options.seed)
-    except InputError as error:
+    except (InputError, UnicodeError) as error:
         raise InputError(f"--prompt {begin!r}: {error}") from error
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     stop = tokenizer.encode(END) if answers else ()
@@ -75,6 +83,15 @@ def write(options: Sample) -> Iterator[str]:
             yield text[len(shown) :]
             shown = text
     yield text[len(shown) :]
+
+
+def any_beginning(tokenizer: Tokenizer) -> str:
+    """A line break, if the tokenizer knows it."""
+    try:
+        tokenizer.encode("\n")
+    except InputError:
+        return tokenizer.decode([0])
+    return "\n"
 
 
 def show(options: Sample) -> None:

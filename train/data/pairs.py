@@ -35,12 +35,10 @@ def dataset(config: Config, tokenizer: Tokenizer | None) -> Dataset:
                 f"{len(known)} questions leave {len(learned)} to learn and {len(asked)} to be asked: give more, or "
                 "another --data.validation-fraction"
             )
-        summary = f"{len(learned):,} questions to learn and {len(asked):,} others to be asked"
     else:
         learned, asked = None, drawn(data, np.random.default_rng(0), ASKED, asked=True)
         longest = tasks.longest(data.source, data.task_length)
         known = [longest, (tasks.CHARACTERS, "")]
-        summary = f"new questions in every step, {len(asked):,} others to be asked"
     if tokenizer is None:
         text = "".join(question + answer + END for question, answer in known + asked)
         tokenizer = build_tokenizer(config.tokenizer, text, data.vocab_size)
@@ -55,14 +53,15 @@ def dataset(config: Config, tokenizer: Tokenizer | None) -> Dataset:
         return pack([learned[index] for index in chosen], tokenizer, length)
 
     size = min(data.batch_size, len(asked))
-    whole = len(asked) // size * size
+    whole = len(asked) // size * size  # in batches of one size
+    learning = "new questions in every step" if learned is None else f"{len(learned):,} questions to learn"
     return Dataset(
         tokenizer=tokenizer,
         batch=batch,
         validation=[pack(asked[first : first + size], tokenizer, length) for first in range(0, whole, size)],
         shown=asked[:SHOWN],
         answers=True,
-        summary=f"{summary}, vocabulary of {len(tokenizer)}",
+        summary=f"{learning}, {whole:,} others to be asked, vocabulary of {len(tokenizer)}",
         digest=hashlib.sha256(repr((data.source, data.task_length, known)).encode()).hexdigest(),
     )
 
