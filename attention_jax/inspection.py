@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import static_int
+from attention_jax.arguments import brief, integer_array, static_int
 from attention_jax.dispatch import attention
 from attention_jax.modules.attention import ModuleList, MultiHeadAttention, recover_weights
 from attention_jax.modules.transformer import TransformerLM
@@ -137,11 +137,15 @@ def contributions(
     if not -T <= position < T:
         raise ValueError(f"position must lie in {-T} .. {T - 1}, got {position}")
     vocab_size = model.tokens.num_embeddings
-    if not isinstance(target, jax.core.Tracer) and not (np.min(target) >= 0 and np.max(target) < vocab_size):
+    known, batch = not isinstance(target, jax.core.Tracer), jnp.shape(tokens)[:-1]
+    if known and not (np.min(target) >= 0 and np.max(target) < vocab_size):
         raise ValueError(f"target must be a token, 0 to {vocab_size - 1}, got {target}")
+    target = integer_array("target", target)
+    if target.shape not in ((), batch):
+        raise ValueError(f"target must be one token, or [*B] = {list(batch)} of them, got {brief(target)}")
+    target = jnp.broadcast_to(target, batch)
     heads, residual = record(model, tokens, mask=mask)
     residual, norm = residual[..., position, :].astype(jnp.float32), model.norm  # type: ignore[index]
-    target = jnp.broadcast_to(jnp.asarray(target), residual.shape[:-1])
     matrix = model.tokens.embedding[...] if model.head is None else model.head.kernel[...].T
     direction = matrix[target].astype(jnp.float32)
     if isinstance(norm, nnx.LayerNorm):

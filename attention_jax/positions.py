@@ -134,7 +134,8 @@ def rotary_embedding(
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must be floating point, got {x.dtype}: convert it, e.g. x.astype(float)")
-    positions, rotated = jnp.asarray(positions), 2 * len(frequencies)
+    positions, frequencies = jnp.asarray(positions), jnp.asarray(frequencies)
+    rotated = 2 * len(frequencies)
     if x.ndim < 3 or rotated > x.shape[-1] or positions.shape not in ((x.shape[-3],), x.shape[:-2]):
         raise ValueError(
             "expected x [*B, T, N, H], positions [T] or [*B, T], frequencies [R / 2] with R <= H; "
@@ -305,8 +306,10 @@ def alibi_slopes(num_heads: int) -> jax.Array:
 
 
 def _frequencies(name: str, dim: int, base: float) -> np.ndarray:
-    if dim % 2:
+    if static_int(name, dim, minimum=0) % 2:
         raise ValueError(f"{name} must be even, to pair the channels; got {dim}")
+    if not isinstance(base, jax.core.Tracer) and not 0 < base < math.inf:
+        raise ValueError(f"base must be above 0 and finite, got {base}")
     return base ** (-np.arange(0, dim, 2) / dim)
 
 

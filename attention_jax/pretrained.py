@@ -36,6 +36,8 @@ REVISIONS = {
 
 FILES = "config.json", "model.safetensors", "vocab.json", "merges.txt"
 MOST_JSON = 100 * 2**20
+DTYPES = "F32", "F16", "BF16"
+"""What the numbers of a safetensors file may be: all of them are float32 numbers, too."""
 NAMES = {
     "tokens.embedding": "wte.weight",
     "positions.table": "wpe.weight",
@@ -243,7 +245,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MOST_JSON:
             raise ValueError(f"it has more than {MOST_JSON} bytes")
         config = json.loads(path.read_bytes(), object_pairs_hook=_unique)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds {type(config).__name__}, expected the fields of a GPT-2")
@@ -273,7 +275,8 @@ def _stored_names(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, s
             header = json.loads(file.read(length), object_pairs_hook=_unique)
         header.pop("__metadata__", None)
         found = {name: tuple(header[name]["shape"]) for name in header}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        dtypes = {name: header[name]["dtype"] for name in header}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no safetensors file: {error}") from error
     stored = {name.removeprefix("transformer."): name for name in found}
     if len(stored) != len(found):
@@ -288,6 +291,8 @@ def _stored_names(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, s
     for name, shape in shapes.items():
         if found[stored[name]] != shape:
             raise ValueError(f"{path}: {stored[name]} has shape {found[stored[name]]}, config.json asks for {shape}")
+        if dtypes[stored[name]] not in DTYPES:
+            raise ValueError(f"{path}: {stored[name]} is {dtypes[stored[name]]}, expected one of {', '.join(DTYPES)}")
     return stored
 
 
@@ -306,7 +311,7 @@ def _check_hash(path: Path, sha256: str) -> None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if found != sha256:
+    if found != sha256.lower():
         raise ValueError(f"{path} is not the file expected: its SHA-256 is {found}, not {sha256}; fetch it again")
 
 

@@ -42,7 +42,7 @@ class Sampling:
         ranges = {
             "repetition_penalty": (lambda x: 0 < x < float("inf"), "above 0"),
             "temperature": (lambda x: 0 <= x < float("inf"), "at least 0"),
-            "top_k": (lambda x: x >= 1 and x == int(x), "a whole number, at least 1"),
+            "top_k": (lambda x: 1 <= x < 2**31 and x == int(x), "a whole number, at least 1 and below 2**31"),
             "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
             "min_p": (lambda x: 0 <= x <= 1, "at least 0 and at most 1"),
         }
@@ -51,7 +51,7 @@ class Sampling:
             if isinstance(value, jax.core.Tracer):
                 raise TypeError(f"{field.name} must be a Python number known while tracing, got a traced value")
             try:
-                right = value is None or fits(value)
+                right = fits(value) if value is not None else field.default is None
             except (TypeError, ValueError):  # text, or an array
                 raise TypeError(f"{field.name} must be a number, got {value!r}") from None
             if not right:

@@ -9,6 +9,7 @@ from flax import nnx
 import attention_jax as aj
 from attention_jax import modules
 from attention_jax.generate import generate, stream
+from attention_jax.inspection import contributions
 from attention_jax.sampling import Sampling
 from attention_jax.view.plot import plot_heads
 
@@ -341,7 +342,27 @@ REFUSED = {
     "KVCache: padding below 0": (lambda: aj.KVCache.empty(4, 2, 8, padding=-3), ValueError, "padding must be at least 0, got -3"),
     "KVCache: padding of half a token": (lambda: aj.KVCache.empty(4, 2, 8, padding=1.5), TypeError, "padding must be integers"),
     "sampling.Sampling: temperature": (lambda: Sampling(temperature=-0.5).check(), ValueError, "temperature must be at least 0, got -0.5"),
-    "sampling.Sampling: top_k": (lambda: Sampling(top_k=0).check(), ValueError, "top_k must be a whole number, at least 1, got 0"),
+    "sampling.Sampling: top_k": (lambda: Sampling(top_k=0).check(), ValueError, r"top_k must be a whole number, at least 1 and below 2\*\*31, got 0"),
+    "sampling.Sampling: a vast top_k": (lambda: Sampling(top_k=10**10).check(), ValueError, r"below 2\*\*31, got 10000000000"),
+    "sampling.Sampling: no temperature": (lambda: Sampling(temperature=None).check(), ValueError, "temperature must be at least 0, got None"),
+    "rotary_frequencies: base": (lambda: aj.rotary_frequencies(8, base=0), ValueError, "base must be above 0 and finite, got 0"),
+    "rotary_frequencies: below 0": (lambda: aj.rotary_frequencies(-2), ValueError, r"rotary_frequencies\(dim=\) must be at least 0, got -2"),
+    "modules.MultiHeadAttention: text as heads": (lambda: modules.MultiHeadAttention(8, "4", rngs=rngs()), TypeError, "num_heads must be an integer, got '4'"),
+    "modules.MultiHeadAttention: nothing": (lambda: modules.MultiHeadAttention(0, 4, rngs=rngs()), ValueError, "embed_dim must be at least 1, got 0"),
+    "modules.FeedForward: no width": (lambda: modules.FeedForward(8, hidden_dim=0, rngs=rngs()), ValueError, "hidden_dim must be at least 1, got 0"),
+    "modules.SwiGLU: half a width": (lambda: modules.SwiGLU(8, hidden_dim=1.5, rngs=rngs()), TypeError, "hidden_dim must be an integer, got 1.5"),
+    "modules.TransformerLM: no tokens": (lambda: modules.TransformerLM(0, 4, 8, 2, 1, rngs=rngs()), ValueError, "vocab_size must be at least 1, got 0"),
+    "modules.LearnedPositions: none": (lambda: modules.LearnedPositions(0, 8, rngs=rngs()), ValueError, "context_length must be at least 1, got 0"),
+    "modules.TransformerLM: a key for rngs": (
+        lambda: language_model()(jnp.zeros(3, int), rngs=jax.random.key(0)), TypeError, r"rngs must be nnx.Rngs\(dropout=...\), got Array",
+    ),
+    "modules.FeedForward: rngs of another stream": (
+        lambda: modules.FeedForward(8, dropout_rate=0.5, rngs=rngs())(X, rngs=nnx.Rngs(params=1)), TypeError, "got nnx.Rngs without that stream",
+    ),
+    "inspection.contributions: half a token": (lambda: contributions(language_model(), jnp.arange(3), 1.0), TypeError, r"target must be integers, got float32\[\]"),
+    "inspection.contributions: targets of no batch": (
+        lambda: contributions(language_model(), jnp.arange(3), np.array([1, 2])), ValueError, r"target must be one token, or \[\*B\] = \[\] of them, got int\d+\[2\]",
+    ),
     "sampling.Sampling: top_p": (lambda: Sampling(top_p=0.0).check(), ValueError, "top_p must be above 0 and at most 1, got 0.0"),
     "sampling.Sampling: min_p": (lambda: Sampling(min_p=1.5).check(), ValueError, "min_p must be at least 0 and at most 1, got 1.5"),
     "sampling.Sampling: penalty": (lambda: Sampling(repetition_penalty=float("nan")).check(), ValueError, "repetition_penalty must be above 0, got nan"),

@@ -12,11 +12,12 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from attention_jax.arguments import static_int
 from attention_jax.cache import KVCache, counted
 from attention_jax.checks import check_sequence
 from attention_jax.dispatch import attention
 from attention_jax.dot_product import merge_heads
-from attention_jax.modules.feed_forward import Dropout, Linear
+from attention_jax.modules.feed_forward import Dropout, Linear, dropout_key
 from attention_jax.projections import project_fused, project_separate
 from attention_jax.typing import MaskLike
 
@@ -153,6 +154,7 @@ class MultiHeadAttention(nnx.Module):
       rngs: initialises the parameters.
 
     Raises:
+      TypeError: sizes that are not integers.
       ValueError: D is not a multiple of N, N not one of K, or `dropout_rate` not in [0, 1).
 
     >>> from attention_jax import causal
@@ -323,11 +325,7 @@ def recover_weights(
 
 
 def _dropout_arguments(rate: float, rngs: nnx.Rngs | None) -> dict[str, Any]:
-    if not rate or rngs is None:
-        return {}
-    if not isinstance(rngs, nnx.Rngs):
-        raise TypeError(f"rngs must be nnx.Rngs(dropout=...), got {rngs!r}")
-    return {"dropout_rate": rate, "dropout_rng": rngs.dropout()}
+    return {"dropout_rate": rate, "dropout_rng": dropout_key(rngs)} if rate and rngs is not None else {}
 
 
 def _weights_of(linear: nnx.Linear) -> tuple[jax.Array, jax.Array | None]:
@@ -335,6 +333,6 @@ def _weights_of(linear: nnx.Linear) -> tuple[jax.Array, jax.Array | None]:
 
 
 def _head_dim(embed_dim: int, num_heads: int) -> int:
-    if num_heads < 1 or embed_dim % num_heads:
+    if static_int("embed_dim", embed_dim, minimum=1) % static_int("num_heads", num_heads, minimum=1):
         raise ValueError(f"embed_dim={embed_dim} must be a multiple of num_heads={num_heads}")
     return embed_dim // num_heads

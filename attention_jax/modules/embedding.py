@@ -3,6 +3,7 @@
 import jax
 from flax import nnx
 
+from attention_jax.arguments import static_int
 from attention_jax.positions import learned_positions, sinusoidal_positions
 
 
@@ -15,13 +16,14 @@ class LearnedPositions(nnx.Module):
       rngs: initialises the table.
 
     Raises:
-      ValueError: of a call: a position that there is no row for.
+      ValueError: no positions; of a call: a position that there is no row for.
 
     >>> LearnedPositions(16, 8, rngs=nnx.Rngs(0))(5).shape
     (5, 8)
     """
 
     def __init__(self, context_length: int, embed_dim: int, *, rngs: nnx.Rngs) -> None:
+        context_length = static_int("context_length", context_length, minimum=1)
         init = nnx.initializers.normal(0.02)
         self.table = nnx.Param(init(rngs.params(), (context_length, embed_dim)), axes=("position", "embed"))
 

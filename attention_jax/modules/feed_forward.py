@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from attention_jax.arguments import static_int
 from attention_jax.checks import check_dropout_rate
 from attention_jax.projections import project
 
@@ -40,7 +41,17 @@ class Dropout(nnx.Dropout):
         super().__init__(check_dropout_rate(rate))
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:  # type: ignore[override]
-        return super().__call__(x, deterministic=rngs is None, rngs=rngs)
+        rng = dropout_key(rngs) if rngs is not None and self.rate else None
+        return super().__call__(x, deterministic=rngs is None, rngs=rng)
+
+
+def dropout_key(rngs: nnx.Rngs) -> jax.Array:
+    """The next key of the `dropout` stream, or a `TypeError`."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"rngs must be nnx.Rngs(dropout=...), got {rngs!r}")
+    if not hasattr(rngs, "dropout"):
+        raise TypeError("rngs must be nnx.Rngs(dropout=...), got nnx.Rngs without that stream")
+    return rngs.dropout()
 
 
 class FeedForward(nnx.Module):
@@ -71,7 +82,7 @@ class FeedForward(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ) -> None:
-        hidden_dim = 4 * embed_dim if hidden_dim is None else hidden_dim
+        hidden_dim = 4 * embed_dim if hidden_dim is None else static_int("hidden_dim", hidden_dim, minimum=1)
         options = {"use_bias": use_bias, "rngs": rngs}
         self.up = Linear(embed_dim, hidden_dim, axes=("embed", "mlp"), **options)
         self.down = Linear(hidden_dim, embed_dim, axes=("mlp", "embed"), **options)
@@ -109,7 +120,7 @@ class SwiGLU(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ) -> None:
-        hidden_dim = 8 * embed_dim // 3 if hidden_dim is None else hidden_dim
+        hidden_dim = 8 * embed_dim // 3 if hidden_dim is None else static_int("hidden_dim", hidden_dim, minimum=1)
         options = {"use_bias": use_bias, "rngs": rngs}
         self.gate = Linear(embed_dim, hidden_dim, axes=("embed", "mlp"), **options)
         self.up = Linear(embed_dim, hidden_dim, axes=("embed", "mlp"), **options)

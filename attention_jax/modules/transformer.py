@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention_jax.arguments import brief, integer_array
+from attention_jax.arguments import brief, integer_array, static_int
 from attention_jax.cache import KVCache, counted
 from attention_jax.checks import check_auto, check_sequence
 from attention_jax.mask_tree import as_mask
 from attention_jax.masks import causal
 from attention_jax.modules.attention import ModuleList, MultiHeadAttention
 from attention_jax.modules.embedding import LearnedPositions
-from attention_jax.modules.feed_forward import FeedForward, Linear
+from attention_jax.modules.feed_forward import FeedForward, Linear, dropout_key
 from attention_jax.projections import project
 from attention_jax.typing import MaskLike
 
@@ -95,8 +95,8 @@ class TransformerLM(nnx.Module):
       rngs: initialises the parameters.
 
     Raises:
-      TypeError: positions that build nothing.
-      ValueError: no layers, and as `TransformerBlock`.
+      TypeError: positions that build nothing, and as `TransformerBlock`; of a call with dropout: `rngs` that are none.
+      ValueError: no layers, no tokens, and as `TransformerBlock`.
 
     >>> sizes = dict(vocab_size=65, context_length=64, embed_dim=32, num_heads=4, num_layers=2)
     >>> model = TransformerLM(**sizes, rngs=nnx.Rngs(0))
@@ -120,8 +120,8 @@ class TransformerLM(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        vocab_size = static_int("vocab_size", vocab_size, minimum=1)
+        num_layers = static_int("num_layers", num_layers, minimum=1)
         if not (positions is None or callable(positions)):
             raise TypeError(
                 f"positions must build an embedding, such as LearnedPositions, or be None, got {positions!r}; rotary "
@@ -237,7 +237,7 @@ class TransformerLM(nnx.Module):
         if self.remat:
             apply_block = jax.checkpoint(apply_block, static_argnums=0)
         nothing = [None] * self.num_layers
-        dropout_rngs = nothing if rngs is None else jax.random.split(rngs.dropout(), self.num_layers)
+        dropout_rngs = nothing if rngs is None else jax.random.split(dropout_key(rngs), self.num_layers)
         if self.scan:
             graphdef, params = nnx.split(self.blocks)
             layers = params, None if rngs is None else dropout_rngs, cache
