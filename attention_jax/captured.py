@@ -7,17 +7,17 @@ import contextlib
 import hashlib
 import inspect
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from attention_jax.blocks import Grid
+from attention_jax.evaluation import evaluate, inner_jaxprs
 from attention_jax.mask_rules import Function
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import vary, vary_like, varying
@@ -28,9 +28,9 @@ def hoisted(mask: Any, score: Any, grid: Grid, logit: jax.Array) -> tuple[Any, A
     """Both with the functions in them called with what they have captured first; for blocks of the grid, and logits of
     the dtype of `logit`, which vary over the same mesh axes."""
     t, s = grid.size("t"), grid.size("s")
-    examples = jnp.zeros((t, s), logit.dtype), jnp.zeros((), int), jnp.arange(t)[:, None], jnp.arange(s)[None, :]
-    examples = tuple(vary_like(example, [logit]) for example in examples)
-    return _hoist(mask, Function, *examples[2:]), _hoist(score, ScoreFunction, *examples)
+    logits = vary_like(jnp.zeros((t, s), logit.dtype), [logit])
+    head, rows, columns = jnp.zeros((), int), jnp.arange(t)[:, None], jnp.arange(s)[None, :]
+    return _hoist(mask, Function, rows, columns), _hoist(score, ScoreFunction, logits, head, rows, columns)
 
 
 def holds_function(part: Any) -> bool:
@@ -79,40 +79,8 @@ class Traced:
         inputs = [*captured, *operands[self.count :]]
         axes = self.axes.union(*map(varying, operands))
         if axes:
-            return _evaluate(self.jaxpr.jaxpr, self.jaxpr.consts, [vary(x, axes) for x in inputs])[0]
+            return evaluate(self.jaxpr, [vary(x, axes) for x in inputs])[0]
         return jaxpr_as_fun(self.jaxpr)(*inputs)[0]
-
-
-def _evaluate(jaxpr: Jaxpr, constants: Sequence[jax.Array], operands: Sequence[jax.Array]) -> list[jax.Array]:
-    """The outputs, inside `jax.shard_map` with its checks: what is constant where the function was traced may vary over
-    mesh axes here, and what meets it is made to."""
-    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *operands), strict=True))
-
-    def read(variable: Any) -> Any:
-        return variable.val if isinstance(variable, Literal) else values[variable]
-
-    for equation in jaxpr.eqns:
-        inputs = [read(variable) for variable in equation.invars]
-        name, params = equation.primitive.name, equation.params
-        if name in ("pvary", "pcast"):
-            results = inputs
-        elif name in ("jit", "pjit"):
-            results = _evaluate(params["jaxpr"].jaxpr, params["jaxpr"].consts, inputs)
-        elif name == "cond":  # its branches, too, may hold one
-            results = jax.lax.switch(inputs[0], [partial(_branch, each) for each in params["branches"]], *inputs[1:])
-        else:
-            if not any(_inner_jaxprs(equation)):  # they say themselves what varies in them
-                inputs = [vary_like(x, inputs) for x in inputs]
-            params = equation.primitive.get_bind_params(params)
-            functions, params = params if isinstance(params, tuple) else ((), params)  # before and after jax 0.10
-            results = equation.primitive.bind(*functions, *inputs, **params)
-            results = results if equation.primitive.multiple_results else [results]
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
-
-
-def _branch(branch: ClosedJaxpr, *inputs: jax.Array) -> list[jax.Array]:
-    return [vary_like(x, inputs) for x in _evaluate(branch.jaxpr, branch.consts, inputs)]
 
 
 def _weak(fn: Any) -> Any:
@@ -134,13 +102,6 @@ def _digest(jaxpr: Jaxpr) -> str:
 
 def _inner_constants(jaxpr: Jaxpr) -> Iterator[Any]:
     for equation in jaxpr.eqns:
-        for inner in _inner_jaxprs(equation):
+        for inner in inner_jaxprs(equation):
             yield from getattr(inner, "consts", ())
             yield from _inner_constants(getattr(inner, "jaxpr", inner))
-
-
-def _inner_jaxprs(equation: Any) -> Iterator[Any]:
-    for param in equation.params.values():
-        for each in param if isinstance(param, tuple | list) else (param,):
-            if isinstance(each, ClosedJaxpr | Jaxpr):
-                yield each

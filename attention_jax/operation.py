@@ -67,7 +67,11 @@ def vary(array, axes: frozenset) -> jax.Array:
 
 def varying(array) -> frozenset:
     """The mesh axes over which it varies, inside `jax.shard_map` with its checks."""
-    aval = jax.typeof(array)
+    return axes_of(jax.typeof(array))
+
+
+def axes_of(aval) -> frozenset:
+    """The same, of a type."""
     return aval.vma if hasattr(aval, "vma") else aval.mat.varying  # before and after jax 0.10
 
 

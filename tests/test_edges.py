@@ -371,6 +371,32 @@ def test_second_derivatives_pass_by_what_a_score_does_to_hidden_pairs(slope, blo
 
 WEIGHTS = jnp.array([0.5, 2.0])
 TABLE = jnp.arange(11.0)
+
+
+@jax.custom_jvp
+def steep(x, w):
+    """With thrice its slope."""
+    return jnp.sin(x) * w
+
+
+steep.defjvp(lambda x, d_x: (steep(*x), 3 * jax.jvp(lambda x, w: jnp.sin(x) * w, x, d_x)[1]))
+
+
+@jax.custom_vjp
+def passed_on(x, w):
+    return x * w
+
+
+passed_on.defvjp(lambda x, w: (x * w, None), lambda _, d: (d, d.sum()))
+
+
+def in_each_other(logit, w):
+    def step(x, y):
+        return jax.nn.softplus(x) * y, None
+
+    return jax.jit(jax.checkpoint(lambda x: jax.lax.scan(step, x, jax.nn.softplus(w))[0]))(logit)
+
+
 INSIDE = {
     "arithmetic": lambda logit, w, head, t, s: logit * 2.0 - abs(t - s),
     "a captured number of each head": lambda logit, w, head, t, s: logit * w[head] - 1.0,
@@ -382,10 +408,25 @@ INSIDE = {
     "a choice of what is captured": lambda logit, w, head, t, s: jax.lax.switch(
         head, [lambda x: x * w[1], lambda x: w[0] + 0 * x], logit
     ),
-}
+    "a choice of what is captured or constant": lambda logit, w, head, t, s: logit * jax.lax.switch(
+        head, [lambda x: jnp.sin(x * w[1]), lambda x: 2 * jnp.ones_like(x)], logit
+    ),
+    "a rule of its own for what is captured": lambda logit, w, head, t, s: logit * jax.nn.softplus(w)[head],
+    "a rule of its own for both": lambda logit, w, head, t, s: steep(logit, w[head]),
+    "a loop with what is captured": lambda logit, w, head, t, s: jax.lax.fori_loop(0, 3, lambda i, x: x * w[head] + i, logit),
+    "a loop over what is captured": lambda logit, w, head, t, s: jax.lax.scan(lambda x, y: (x * 0.5 + y * logit, 2 * x), logit, w)[0],
+    "a loop as long as what is captured says": lambda logit, w, head, t, s: logit + jax.lax.stop_gradient(
+        jax.lax.while_loop(lambda x: jnp.sum(x) < 9.0 * w[0], lambda x: x + w, w)
+    )[head],
+    "a search": lambda logit, w, head, t, s: logit * w[0] + jnp.interp(t - 1.0 * s, jnp.array([-2.0, 3.0]), w),
+    "a checkpoint": lambda logit, w, head, t, s: jax.checkpoint(lambda x: jnp.sin(x) * w[head])(logit),
+    "many in each other": lambda logit, w, head, t, s: in_each_other(logit, w),
+}  # fmt: skip
 
 
-OF_WEIGHTS = ["a captured number of each head", "a constant array", "a jit", "a choice of what is captured"]
+OF_WEIGHTS = [
+    name for name in INSIDE if "captured" in name or name in ("a constant array", "a jit", "many in each other")
+]
 
 
 @pytest.mark.parametrize(
@@ -421,6 +462,22 @@ def test_functions_inside_a_checked_shard_map(name, spread):
     ]
     join = jnp.concatenate if spread else sum
     suite.close(found, (jnp.concatenate([one[0] for one in each], 1), join([one[1] for one in each])), 1e-5)
+
+
+def test_what_cannot_be_followed_inside_a_checked_shard_map():
+    def attend(x, weights, check):
+        mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+        score = aj.score_from_function(lambda logit, head, t, s: passed_on(logit, weights[head]))
+        return jax.shard_map(
+            lambda x: blockwise_attention(*x, score=score)[0],
+            mesh=mesh, in_specs=P(None, "data"), out_specs=P("data"), check_vma=check,
+        )(x)  # fmt: skip
+
+    x = normal(3, 1, 11, 2, 4)
+    with pytest.raises(NotImplementedError, match="in custom_vjp_call, which cannot be followed: pass check_vma=False"):
+        attend(x, WEIGHTS, check=True)
+    score = aj.score_from_function(lambda logit, head, t, s: logit * WEIGHTS[head])
+    suite.close(attend(x, WEIGHTS, check=False), blockwise_attention(*x, score=score)[0])
 
 
 def test_a_change_that_a_jit_inside_hides_is_seen():
