@@ -56,6 +56,11 @@ def positions_alike(positions: Positions) -> list[jax.Array]:
         raise TypeError(f"positions must be a pair, those of queries and those of keys, got {type(positions).__name__}")
     names = "positions of queries [*B, T]", "positions of keys [*B, S]"
     arrays = [integer_array(name, each) for name, each in zip(names, positions, strict=True)]
+    farthest = jnp.iinfo(jnp.asarray(0).dtype).max
+    for name, array, given in zip(names, arrays, positions, strict=True):
+        known = jnp.iinfo(array.dtype).max > farthest and not isinstance(given, jax.core.Tracer)
+        if known and (most := np.max(given, initial=0)) > farthest:
+            raise ValueError(f"{name} must be at most {farthest}, got {most}")
     got = " and ".join(map(brief, arrays))
     if any(array.ndim == 0 for array in arrays):
         raise TypeError(f"positions are integers, of queries [*B, T] and of keys [*B, S]; got {got}")
@@ -114,9 +119,20 @@ def check_real(name: str, dtype: Any) -> None:
         raise TypeError(f"{name} must be real, got {dtype}")
 
 
+def as_array(name: str, value: Any) -> jax.Array:
+    """`value` as an array, or a `TypeError`."""
+    problem = None
+    if value is not None and not isinstance(value, str):
+        try:
+            return jnp.asarray(value)
+        except (TypeError, ValueError) as error:  # such as of lists of unequal lengths
+            problem = error
+    raise TypeError(f"{name} must be an array, got {value!r:.60}") from problem
+
+
 def real_array(name: str, value: ArrayLike) -> jax.Array:
     """`value` as an array of real numbers, or a `TypeError`."""
-    array = jnp.asarray(value)
+    array = as_array(name, value)
     check_real(name, array.dtype)
     return array
 

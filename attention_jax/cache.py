@@ -102,8 +102,8 @@ class KVCache:
           value: `[*B, T, K, Hv]`, likewise.
 
         Raises:
-          ValueError: shapes or dtypes other than the cache's, or tokens beyond the capacity (of a ring: more at once
-            than it holds). Where the length is traced and cannot be compared, the new keys and values of an example
+          ValueError: shapes or dtypes other than the cache's, or tokens beyond the capacity, or more at once than it,
+            padding included. Where the length is traced and cannot be compared, the new keys and values of an example
             that has too many are NaN.
         """
         key, value = jnp.asarray(key), jnp.asarray(value)
@@ -118,7 +118,7 @@ class KVCache:
         length = self.length + T
         known = not isinstance(length, jax.core.Tracer)
         if self.capacity < T or (known and not self.ring and (length > self.capacity).any()):
-            held = f" on the {int(self.length.max())} it holds" if known else ""
+            held = f" on the {max(int(self.length.max()), 0)} it holds" if known else ""
             raise ValueError(f"{T} more tokens{held} do not fit in a capacity of {self.capacity}: make a larger cache")
         write = self._turn if self.ring else self._extend
         return KVCache(write(self.key, key), write(self.value, value), length, self.ring)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import ARRAYS, brief, check_real, index_array, integer_array
+from attention_jax.arguments import ARRAYS, as_array, brief, check_real, index_array, integer_array
 from attention_jax.mask_tree import Mask, as_mask
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def check_bias(bias: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | No
     """A bias (or None) as a floating array for `shape`, `[T, S]` or `[*B, N, T, S]`; any axis may be 1."""
     if bias is None:
         return None
-    bias = jnp.asarray(bias)
+    bias = as_array("bias", bias)
     if not jnp.issubdtype(bias.dtype, jnp.floating):
         fix = "pass a bool array as mask=" if bias.dtype == jnp.bool_ else "convert it, e.g. bias.astype(float)"
         raise TypeError(f"bias is added to the logits and must be floating point, got {bias.dtype}: {fix}")
@@ -84,7 +84,7 @@ def check_bias(bias: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | No
 
 def check_sequence(name: str, x: ArrayLike, D: int) -> jax.Array:
     """What a module was called with as an array `[*B, T, D]`, or a `ValueError`."""
-    x = jnp.asarray(x)
+    x = as_array(name, x)
     if x.ndim < 2 or x.shape[-1] != D:
         raise ValueError(f"{name} has shape {x.shape}, expected [*B, T, D] with D = {D}")
     return x
@@ -169,10 +169,7 @@ def check_auto(**arrays: Any) -> None:
 
 
 def _check_dtypes(arrays: Mapping[str, Any]) -> dict[str, jax.Array]:
-    missing = [name for name, array in arrays.items() if array is None]
-    if missing:
-        raise TypeError(f"{missing[0]} must be an array, got None")
-    arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
+    arrays = {name: as_array(name, array) for name, array in arrays.items()}
     check_auto(**arrays)
     for name, array in arrays.items():
         if array.dtype.itemsize == 1 and jnp.issubdtype(array.dtype, jnp.floating):

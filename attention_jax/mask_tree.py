@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention_jax.arguments import brief, positions_alike
+from attention_jax.arguments import brief, positions_alike, static_int
 from attention_jax.axes import cut_leaves
 from attention_jax.node import node
 from attention_jax.spans import Span, Truth, hull, negation, overlap
@@ -98,13 +98,15 @@ class Mask:
     def to_array(self, T: int, S: int) -> jax.Array:
         """The whole mask as a bool array `[T, S]`, or `[*B, N or 1, T, S]` if it holds batched or per-head arrays.
 
-        Raises:
-          ValueError: the mask's own arrays do not have T queries and S keys, or T != S leaves an offset open.
+          Raises:
+            TypeError: a T or S that is no integer, or traced.
+        ValueError: the mask's own arrays do not have T queries and S keys, or T != S leaves an offset open.
 
-        >>> from attention_jax import causal
-        >>> causal(offset=1).to_array(2, 3).tolist()
-        [[True, True, False], [True, True, True]]
+          >>> from attention_jax import causal
+          >>> causal(offset=1).to_array(2, 3).tolist()
+          [[True, True, False], [True, True, True]]
         """
+        T, S = static_int("T", T, minimum=0), static_int("S", S, minimum=0)
         self.check(T, S)
         array = self.at(jnp.arange(T), jnp.arange(S))
         return jnp.broadcast_to(array, (*array.shape[:-2], T, S))
@@ -176,8 +178,8 @@ def as_mask(mask: MaskLike) -> Mask:
         )
     try:
         array = jnp.asarray(mask)
-    except TypeError:
-        raise TypeError(f"a mask is one such as causal(), or a bool array, got {mask!r}") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"a mask is one such as causal(), or a bool array, got {mask!r:.60}") from None
     if jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"a mask is bool with True = may attend, got {array.dtype}. If this array is added to the logits, "

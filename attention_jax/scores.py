@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import check_real, real_array, static_int, static_offset
+from attention_jax.arguments import as_array, check_real, real_array, static_int, static_offset
 from attention_jax.score_rules import Alibi, Bias, RelativeBias, SoftCap
 from attention_jax.score_tree import Score, as_score
 
@@ -39,9 +39,7 @@ def bias(array: ArrayLike) -> Score:
     >>> attention(x, x, x, score=bias(jnp.zeros((3, 3)))).shape
     (3, 2, 4)
     """
-    if array is None:
-        raise TypeError("bias(array) must be an array, got None")
-    return Bias(jnp.asarray(array))
+    return Bias(as_array("bias(array)", array))
 
 
 def alibi(slopes: ArrayLike, *, offset: int | None = None) -> Score:
@@ -75,7 +73,7 @@ def relative_bias(
       offset: as in `causal`: query t stands at key position t + offset.
 
     Raises:
-      TypeError: a table that is not of real numbers.
+      TypeError: a table that is not of real numbers, a `bidirectional` that is not a bool.
       ValueError: a `max_distance` below 2; where the score is used, T != S without an offset, a table of too few
         buckets or another number of heads, or of so many that `max_distance` leaves none for wider distances.
 
@@ -86,7 +84,9 @@ def relative_bias(
     """
     max_distance = static_int("relative_bias(max_distance=)", max_distance, minimum=2)
     offset = static_offset("relative_bias(offset=)", offset)
-    return RelativeBias(real_array("relative_bias(table)", table), bidirectional, max_distance, offset)
+    if not isinstance(bidirectional, bool | np.bool_):
+        raise TypeError(f"relative_bias(bidirectional=) must be True or False, got {bidirectional!r:.60}")
+    return RelativeBias(real_array("relative_bias(table)", table), bool(bidirectional), max_distance, offset)
 
 
 def soft_cap(cap: ArrayLike) -> Score:

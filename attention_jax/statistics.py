@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import integer_array, positions_for, static_int
+from attention_jax.arguments import integer_array, positions_for, real_array, static_int
 from attention_jax.attention_rule import finite_or_zero
 from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum
@@ -104,8 +104,7 @@ def attention_statistics(
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
     if lse is not None and jnp.shape(lse) != (*batch, N, T):
         raise ValueError(f"lse must be [*B, N, T] = {[*batch, N, T]}, got {list(jnp.shape(lse))}")
-    lse = problem.softmax()[1] if lse is None else problem.given(jnp.asarray(lse))
-    lse = lse.astype(accumulator(lse.dtype))
+    lse = problem.softmax()[1] if lse is None else problem.given(real_array("lse", lse).astype(accumulator(key.dtype)))
     real = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 3) < T
     lse = jnp.where(real & (lse != -jnp.inf), lse, jnp.inf)  # so that a query that sees nothing has weights of 0
 
