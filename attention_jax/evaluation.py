@@ -1,8 +1,8 @@
-"""A traced function, evaluated inside `jax.shard_map` with its checks, on arrays that vary over mesh axes over which
-they did not where it was traced.
+"""A traced function, run inside `jax.shard_map` with its checks on arrays that vary over more mesh axes than those it
+was traced with.
 
-JAX writes into a trace where an array begins to vary. Here all do from the start: an operation is given what meets in
-it varying alike, and one that holds traces of its own, in which it is written, too, is made anew of these.
+A trace says where an array begins to vary. Here all arrays vary from the start: what meets in an operation is made to
+vary alike, and an operation that holds traces itself, such as a loop, is made anew of what these say.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from attention_jax.operation import axes_of, vary, vary_like
+from attention_jax.operation import axes_of, vary, vary_like, varying
 
 
 def evaluate(jaxpr: Any, operands: Sequence[jax.Array]) -> list[jax.Array]:
@@ -52,10 +52,8 @@ def _results(equation: Any, inputs: list[jax.Array]) -> list[jax.Array]:
         return inputs
     if not any(inner_jaxprs(equation)):
         return _bind(equation, [vary_like(x, inputs) for x in inputs])
-    if all(
-        axes_of(variable.aval) == axes_of(jax.typeof(x)) for variable, x in zip(equation.invars, inputs, strict=True)
-    ):
-        return _bind(equation, inputs)  # it is as it was
+    if all(axes_of(old.aval) == varying(new) for old, new in zip(equation.invars, inputs, strict=True)):
+        return _bind(equation, inputs)
     if name not in ANEW:
         raise NotImplementedError(
             f"inside jax.shard_map with its checks, a mask's or score's function uses what it has captured in {name}, "

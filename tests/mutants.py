@@ -75,7 +75,7 @@ MUTANTS = [
     Mutant("evaluation.py", "results[len(results) // 2 :]", "results[: len(results) // 2]", "test_edges.py::test_functions_inside_a_checked_shard_map -k rule"),
     Mutant("evaluation.py", "known, each = len(inputs) - scanned - carried,", "known, each = len(inputs) - scanned - carried - 1,", "test_edges.py::test_functions_inside_a_checked_shard_map -k loop"),
     Mutant("evaluation.py", "first = asked + params", "first = params", "test_edges.py::test_functions_inside_a_checked_shard_map -k long"),
-    Mutant("evaluation.py", "axes_of(variable.aval) == axes_of(jax.typeof(x))", "True", "test_edges.py::test_functions_inside_a_checked_shard_map -k captured"),
+    Mutant("evaluation.py", "axes_of(old.aval) == varying(new)", "True", "test_edges.py::test_functions_inside_a_checked_shard_map -k captured"),
     Mutant("captured.py", "        if axes:", "        if False:", "test_edges.py::test_functions_inside_a_checked_shard_map -k captured"),
     Mutant("captured.py", "{_digest(jaxpr.jaxpr)}", "-", "test_edges.py::test_a_change_that_a_jit_inside_hides_is_seen"),
     Mutant("captured.py", "Traced(_weak(part.fn)", "Traced(part.fn", "test_edges.py::test_what_a_function_has_captured_is_let_go"),
