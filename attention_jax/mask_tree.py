@@ -98,13 +98,13 @@ class Mask:
     def to_array(self, T: int, S: int) -> jax.Array:
         """The whole mask as a bool array `[T, S]`, or `[*B, N or 1, T, S]` if it holds batched or per-head arrays.
 
-          Raises:
-            TypeError: a T or S that is no integer, or traced.
-        ValueError: the mask's own arrays do not have T queries and S keys, or T != S leaves an offset open.
+        Raises:
+          TypeError: a T or S that is no integer, or traced.
+          ValueError: the mask's own arrays do not have T queries and S keys, or T != S leaves an offset open.
 
-          >>> from attention_jax import causal
-          >>> causal(offset=1).to_array(2, 3).tolist()
-          [[True, True, False], [True, True, True]]
+        >>> from attention_jax import causal
+        >>> causal(offset=1).to_array(2, 3).tolist()
+        [[True, True, False], [True, True, True]]
         """
         T, S = static_int("T", T, minimum=0), static_int("S", S, minimum=0)
         self.check(T, S)
