@@ -109,7 +109,7 @@ def rotary_frequencies(dim: int, *, base: float = 10000.0) -> jax.Array:
 
 
 def rotary_embedding(
-    x: jax.Array, positions: jax.Array, frequencies: jax.Array, *, interleaved: bool = False, amplitude: float = 1.0
+    x: jax.Array, positions: jax.Array, frequencies: ArrayLike, *, interleaved: bool = False, amplitude: float = 1.0
 ) -> jax.Array:
     """Turn queries or keys by their positions, so that query . key depends on distance alone (arXiv:2104.09864).
 

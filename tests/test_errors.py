@@ -266,6 +266,9 @@ REFUSED = {
     "KVCache.empty: half a channel of values": (lambda: aj.KVCache.empty(8, 2, 4, value_dim=0.5), TypeError, "value_dim must be an integer, got 0.5"),
     "KVCache.empty: integers": (lambda: aj.KVCache.empty(8, 2, 4, dtype=int), TypeError, "dtype must be floating point, got int"),
     "KVCache: overrun": (lambda: cache().append(K, V), ValueError, "9 more tokens on the 0 it holds do not fit in a capacity of 8"),
+    "KVCache: more at once than the capacity": (
+        lambda: aj.KVCache.empty(8, 2, 8, padding=3).append(jnp.ones((9, 2, 8)), jnp.ones((9, 2, 8))), ValueError, "9 more tokens on the 0 it holds do not fit in a capacity of 8",
+    ),
     "KVCache: more than a ring": (
         lambda: aj.KVCache.empty(8, 2, 8, value_dim=5, batch=(2,), ring=True).append(K, V), ValueError, "9 more tokens .* a capacity of 8",
     ),

@@ -32,7 +32,7 @@ def test_rotary_turns_each_pair(interleaved, rotated):
     x, positions = random.normal(size=(2, 5, 3, 8)), random.integers(0, 100, (2, 5))
     frequencies = aj.rotary_frequencies(rotated, base=500.0)
     ours = aj.rotary_embedding(
-        jnp.asarray(x, jnp.float32), positions, frequencies, interleaved=interleaved, amplitude=1.5
+        jnp.asarray(x, jnp.float32), positions, frequencies.tolist(), interleaved=interleaved, amplitude=1.5
     )
     truth = x.copy()
     for b, t, n, i in np.ndindex(2, 5, 3, rotated // 2):
