@@ -66,7 +66,8 @@ class FeedForward(nnx.Module):
       rngs: initialises the parameters.
 
     Raises:
-      ValueError: `dropout_rate` not in [0, 1); of a call: an input whose last dimension is not D.
+      TypeError: a `hidden_dim` that is not an integer; of a call: `rngs` that are none.
+      ValueError: a `hidden_dim` below 1, a `dropout_rate` not in [0, 1); of a call: a last dimension that is not D.
 
     >>> FeedForward(8, rngs=nnx.Rngs(0))(jax.numpy.ones((5, 8))).shape
     (5, 8)
@@ -105,7 +106,8 @@ class SwiGLU(nnx.Module):
       rngs: initialises the parameters.
 
     Raises:
-      ValueError: `dropout_rate` not in [0, 1); of a call: an input whose last dimension is not D.
+      TypeError: a `hidden_dim` that is not an integer; of a call: `rngs` that are none.
+      ValueError: a `hidden_dim` below 1, a `dropout_rate` not in [0, 1); of a call: a last dimension that is not D.
 
     >>> SwiGLU(12, rngs=nnx.Rngs(0)).up.kernel.shape
     (12, 32)
