@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from attention_jax.arguments import broadcasts, integer_array, static_int
+from attention_jax.arguments import as_array, broadcasts, integer_array, static_int
 from attention_jax.mask_tree import as_mask
 from attention_jax.typing import MaskLike
 
@@ -106,7 +106,7 @@ class KVCache:
             padding included. Where the length is traced and cannot be compared, the new keys and values of an example
             that has too many are NaN.
         """
-        key, value = jnp.asarray(key), jnp.asarray(value)
+        key, value = as_array("key", key), as_array("value", value)
         T = key.shape[-3] if key.ndim == self.key.ndim else 0
         for name, new, old in (("key", key, self.key), ("value", value, self.value)):
             wanted = *old.shape[:-3], T, *old.shape[-2:]

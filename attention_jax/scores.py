@@ -139,7 +139,7 @@ def add_sinks(output: jax.Array, lse: jax.Array, sinks: jax.Array) -> tuple[jax.
     ...     print(output[0, 0])
     [0.75 0.75]
     """
-    output, lse, sinks = jnp.asarray(output), jnp.asarray(lse), real_array("sinks", sinks)
+    output, lse, sinks = as_array("output", output), as_array("lse", lse), real_array("sinks", sinks)
     of_logits = *output.shape[:-3], *output.shape[-3:-1][::-1]  # [*B, N, T]
     if output.ndim < 3 or lse.shape != of_logits or sinks.shape != of_logits[-2:-1]:
         raise ValueError(

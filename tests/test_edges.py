@@ -442,7 +442,8 @@ def test_functions_inside_a_checked_shard_map(name, spread):
     x, cotangent = normal(3, devices, 11, 2, 4), normal(devices, 11, 2, 4)
     weights = jnp.stack([WEIGHTS, 3 - WEIGHTS]) if spread else WEIGHTS[None]
     ends = jnp.array([3, 8, 10])
-    mask = aj.mask_from_function(lambda t, s: jnp.searchsorted(ends, t) >= jnp.searchsorted(ends, s))
+    near = aj.mask_from_function(lambda t, s: t + 3 >= s)
+    mask = near & aj.mask_from_function(lambda t, s: jnp.searchsorted(ends, t) >= jnp.searchsorted(ends, s))
 
     def loss(x, weights, cotangent):
         score = aj.score_from_function(

@@ -23,6 +23,11 @@ def exit_status(run: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # nobody reads on, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so again when it ends
+    except BrokenPipeError:
+        say_no_more()
         return 1
+
+
+def say_no_more() -> None:
+    """Print to nowhere from here on, where nobody reads, as after `| head`; or Python says so again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from configs.schema import Config
-from train.errors import InputError
+from train.errors import InputError, say_no_more
 from train.evaluate import describe
 
 PLAIN_LINES = 20
@@ -41,7 +41,7 @@ class Terminal(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so when it ends
+        say_no_more()
 
 
 class Metrics:

@@ -84,19 +84,18 @@ def create(config: schema.Config, tokenizer: Tokenizer) -> Path | None:
     unfinished = RUNS / f"{config.name}~"  # which no run can be called
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        try:
-            unfinished.mkdir(parents=True)
-            schema.save(config, unfinished / "config.toml")
-            tokenizers.save(tokenizer, unfinished / "tokenizer.json")
-            if directory.exists():
-                with locked(directory):
-                    names = (directory.with_name(f"{config.name}.{number}") for number in itertools.count(1))
-                    moved = directory.rename(next(name for name in names if not name.exists()))
-            unfinished.rename(directory)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        schema.save(config, unfinished / "config.toml")
+        tokenizers.save(tokenizer, unfinished / "tokenizer.json")
+        if directory.exists():
+            with locked(directory):
+                names = (directory.with_name(f"{config.name}.{number}") for number in itertools.count(1))
+                moved = directory.rename(next(name for name in names if not name.exists()))
+        unfinished.rename(directory)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another with --name") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return moved
 
 
