@@ -76,11 +76,9 @@ class AttentionRule:
         mask, score, seed, (*arrays, lse) = self.unpack(operands)
         return mask, score, seed, [*map(finite_or_zero, arrays), lse]
 
-    def span(self, outer, first, last, length):
+    def columns_of(self, rows, S):
         mask = self.mask_of()
-        if mask is None:
-            return 0, length - 1
-        return (mask.columns_of if outer == "t" else mask.rows_of)((first, last), length)
+        return (0, S - 1) if mask is None else mask.columns_of(rows, S)
 
     def some_every(self, rows, columns, *operands):
         mask = self.mask_of(operands)

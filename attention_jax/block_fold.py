@@ -45,8 +45,8 @@ class Fold(Sweep):
                 own = self.find, self.axes, self.carried
                 return self.by_tile(*own, start, blocks, tiles, nothing(), lambda _, found: found)
 
-            found = self.by_kind("t", start, blocks, find)
+            found = self.by_kind(start, blocks, find)
             return self.merge(before, found) if before else found, []
 
         first = list if self.grid.steps("s") == 1 else nothing  # a lone block has none before it
-        return self.loop(operands, "t", first, step, self.finish, self.grid.together)
+        return self.loop(operands, first, step, self.finish, self.grid.together)

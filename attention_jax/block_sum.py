@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from attention_jax.blocks import SamePairs, Sweep, accumulator, reordered
-from attention_jax.tiles import other
 
 
 @dataclass(frozen=True)
@@ -19,10 +18,8 @@ class BlockSum(Sweep):
     remains a loop over blocks that keeps none of them.
     """
 
-    outer: str = "t"
-
     def run(self, *operands):
-        inner = [other(self.outer) in axes for axes in self.out_axes]
+        of_keys = ["s" in axes for axes in self.out_axes]
         term = self.rule.term
         if isinstance(self.rule, Transposed) and self.grid.length("g") > 1:
             term = partial(term, of_group=True)
@@ -34,13 +31,11 @@ class BlockSum(Sweep):
                 terms = self.by_tile(term, self.axes, self.out_axes, start, blocks, tiles, whole, operator.add)
                 return [term.reshape(zero.shape) for term, zero in zip(terms, zeros, strict=True)]
 
-            terms = self.by_kind(self.outer, start, blocks, terms)
-            carry = [c + t for c, t in zip(carry, _where(terms, inner, False), strict=True)]
-            return carry, _where(terms, inner, True)
+            terms = self.by_kind(start, blocks, terms)
+            carry = [c + t for c, t in zip(carry, _where(terms, of_keys, False), strict=True)]
+            return carry, _where(terms, of_keys, True)
 
-        return self.loop(
-            operands, self.outer, lambda: _where(self.zeros(operands), inner, False), step, lambda carry: carry
-        )
+        return self.loop(operands, lambda: _where(self.zeros(operands), of_keys, False), step, lambda carry: carry)
 
     def jvp(self, primals, tangents):
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
@@ -59,7 +54,7 @@ class BlockSum(Sweep):
         rule = Transposed(self.rule, len(self.axes), moving, types, given)
         known = [(self.axes[index], operands[index]) for index, ours in enumerate(linear) if not ours]
         known += [(self.out_axes[index], cotangents[index]) for index in given]
-        if self.grid.steps(self.outer) == 1 and not self.rule.by_rows:
+        if self.grid.steps("t") == 1 and not self.rule.by_rows:
             # by columns, XLA transposes a lone block while it cuts it, slowly on a CPU
             known = [reordered("xbkg", *each) for each in known]
         axes, arrays = zip(*known, strict=True)
@@ -69,7 +64,6 @@ class BlockSum(Sweep):
             axes=axes,
             out_axes=tuple(self.axes[index] for index in moving),
             outputs=tuple(jax.ShapeDtypeStruct(operands[index].shape, operands[index].dtype) for index in moving),
-            outer=other(self.outer),
         )
         results = iter(turned(*arrays))
         return [next(results) if ours else None for ours in linear]

@@ -19,7 +19,7 @@ from jax import lax
 from attention_jax.heads import over_heads
 from attention_jax.operation import Operation, vary_like
 from attention_jax.spans import Span, Truth
-from attention_jax.tiles import Block, Tile, Tiles, along_diagonals, cut, joined, other, tiles_at, whole
+from attention_jax.tiles import Block, Tile, Tiles, along_diagonals, cut, joined, tiles_at, whole
 
 LETTERS = "xbkgts"
 
@@ -73,8 +73,8 @@ class Rule(Protocol):
     by_rows: bool
     """Whether keys are taken by rows: a step then puts heads first in all it takes, before anything else is done."""
 
-    def span(self, outer: str, first, last, length: int) -> Span:
-        """First and last position on the inner axis that matter to positions `first` to `last` of the outer one."""
+    def columns_of(self, rows: Span, S: int) -> Span:
+        """First and last key that matter to these queries."""
 
     def some_every(self, rows: Span, columns: Span, *operands) -> tuple[Truth, Truth]:
         """Whether some pair of the block counts, and whether every pair does."""
@@ -101,8 +101,8 @@ class SamePairs:
     def by_rows(self) -> bool:
         return self.rule.by_rows
 
-    def span(self, *args) -> Span:
-        return self.rule.span(*args)
+    def columns_of(self, *args) -> Span:
+        return self.rule.columns_of(*args)
 
     def some_every(self, *args) -> tuple[Truth, Truth]:
         return self.rule.some_every(*args)
@@ -120,57 +120,55 @@ class Sweep(Operation):
     static_kind: bool  # whether `rule.some_every` looks at positions alone
     most_tiles: ClassVar[int] = 4  # of a block; each takes as long to compile as a block
 
-    def loop(
-        self, operands, outer: str, first: Callable, step: Callable, last: Callable, together: int = 1
-    ) -> list[jax.Array]:
-        """Go through examples, groups of heads, blocks of `outer` and, innermost, blocks of the other axis.
+    def loop(self, operands, first: Callable, step: Callable, last: Callable, together: int = 1) -> list[jax.Array]:
+        """Go through examples, groups of heads, blocks of queries and, innermost, blocks of keys.
 
         Args:
-          first: () -> carry, at each new outer block.
-          step: (start, carry, blocks) -> the next carry, and blocks to add to the outputs with the inner axis.
-          last: carry -> blocks to add to the outputs without the inner axis.
-          together: outer blocks of the same pass through the compiled loop.
+          first: () -> carry, at each new block of queries.
+          step: (start, carry, blocks) -> the next carry, and blocks to add to the outputs that have keys.
+          last: carry -> blocks to add to the outputs that have none.
+          together: blocks of queries in the same pass through the compiled loop.
         """
-        grid, inner = self.grid, other(outer)
+        grid = self.grid
 
-        def one_outer(index, results):
-            index, o = divmod(index, grid.steps(outer))
+        def with_queries(index, results):
+            index, t = divmod(index, grid.steps("t"))
             index, k = divmod(index, grid.steps("k"))
             x, b = divmod(index, grid.steps("b"))
-            start = {"x": x, "b": grid.start("b", b), "k": grid.start("k", k), "g": 0, outer: grid.start(outer, o)}
+            start = {"x": x, "b": grid.start("b", b), "k": grid.start("k", k), "g": 0, "t": grid.start("t", t)}
             fixed = [
-                None if inner in axes else _take(grid, axes, operand, start)
+                None if "s" in axes else _take(grid, axes, operand, start)
                 for axes, operand in zip(self.axes, operands, strict=True)
             ]
 
-            def one_inner(i, state):
+            def with_keys(s, state):
                 carry, results = state
-                here = start | {inner: grid.start(inner, i)}
+                here = start | {"s": grid.start("s", s)}
                 blocks = [
                     _take(grid, axes, operand, here) if block is None else block
                     for axes, operand, block in zip(self.axes, operands, fixed, strict=True)
                 ]
                 carry, terms = step(here, carry, blocks)
-                return carry, self._add(results, here, terms, lambda axes: inner in axes)
+                return carry, self._add(results, here, terms, lambda axes: "s" in axes)
 
-            last_outer = start[outer] + grid.size(outer) - 1
-            steps = self._steps(inner, self.rule.span(outer, start[outer], last_outer, grid.length(inner)))
-            carry, results = _repeat(*steps, one_inner, (first(), results))
-            return self._add(results, start | {inner: 0}, last(carry), lambda axes: inner not in axes)
+            rows = start["t"], start["t"] + grid.size("t") - 1
+            steps = self._steps_of(self.rule.columns_of(rows, grid.length("s")))
+            carry, results = _repeat(*steps, with_keys, (first(), results))
+            return self._add(results, start | {"s": 0}, last(carry), lambda axes: "s" not in axes)
 
-        count = grid.steps("x") * grid.steps("b") * grid.steps("k") * grid.steps(outer)
+        count = grid.steps("x") * grid.steps("b") * grid.steps("k") * grid.steps("t")
         zeros = [jnp.zeros(output.shape, accumulator(output.dtype)) for output in self.outputs]
         results = [vary_like(zero, operands) for zero in zeros]
-        results = _repeat(0, count, one_outer, results, math.gcd(count, together))
+        results = _repeat(0, count, with_queries, results, math.gcd(count, together))
         return [result.astype(output.dtype) for result, output in zip(results, self.outputs, strict=True)]
 
-    def _steps(self, letter: str, span: Span) -> tuple[Any, Any]:
-        """The first step along an axis that touches the span, and the one after the last."""
-        if self.grid.steps(letter) == 1:
+    def _steps_of(self, columns: Span) -> tuple[Any, Any]:
+        """The first step that touches these keys, and the one after the last."""
+        if self.grid.steps("s") == 1:
             return 0, 1
-        size = self.grid.size(letter)
-        low, high = jnp.maximum(span[0], 0) // size, jnp.maximum(span[1] + size, 0) // size
-        return jnp.int32(low), jnp.int32(jnp.minimum(high, self.grid.steps(letter)))
+        size = self.grid.size("s")
+        low, high = jnp.maximum(columns[0], 0) // size, jnp.maximum(columns[1] + size, 0) // size
+        return jnp.int32(low), jnp.int32(jnp.minimum(high, self.grid.steps("s")))
 
     def _add(self, results, start, blocks, chosen: Callable[[str], bool]):
         blocks = iter(blocks)
@@ -228,13 +226,13 @@ class Sweep(Operation):
 
         return over_heads(one_head, self.grid.size, axes, out_axes)(heads, *blocks)
 
-    def by_kind(self, outer: str, start, blocks, fn: Callable[[Tiles], Any]):
+    def by_kind(self, start, blocks, fn: Callable[[Tiles], Any]):
         """`fn` of the tiles in which some pair counts: of none, where nothing does, and of a whole block, where it is
         not known while tracing which do."""
         if self.static_kind and all(isinstance(start[a], int) for a in "ts"):
-            return fn(tiles_at(self.rule, self.grid, outer, start, blocks, self.most_tiles))
+            return fn(tiles_at(self.rule, self.grid, start, blocks, self.most_tiles))
         if self.static_kind and self.rule.relative and self.grid.size("t") == self.grid.size("s"):
-            patterns, kind = along_diagonals(self.rule, self.grid, outer, start, blocks, self.most_tiles)
+            patterns, kind = along_diagonals(self.rule, self.grid, start, blocks, self.most_tiles)
             return lax.switch(kind, [partial(fn, tiles) for tiles in patterns])
         rows, columns = ((start[a], start[a] + self.grid.size(a) - 1) for a in "ts")
         patterns = [(), (whole(self.grid, True),), (whole(self.grid, False),)]

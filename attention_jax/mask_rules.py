@@ -26,9 +26,6 @@ class Causal(Mask):
     def columns_of(self, rows: Span, S: int) -> Span:
         return 0, rows[1] + (self.offset or 0)
 
-    def rows_of(self, columns: Span, T: int) -> Span:
-        return columns[0] - (self.offset or 0), T - 1
-
     def check(self, T: int, S: int) -> None:
         check_offset(repr(self), self.offset, T, S)
 
@@ -55,10 +52,6 @@ class Window(Mask):
     def columns_of(self, rows: Span, S: int) -> Span:
         offset = self.offset or 0
         return rows[0] + offset - self.left, rows[1] + offset + self.right
-
-    def rows_of(self, columns: Span, T: int) -> Span:
-        offset = self.offset or 0
-        return columns[0] - offset - self.right, columns[1] - offset + self.left
 
     def check(self, T: int, S: int) -> None:
         check_offset(repr(self), self.offset, T, S)

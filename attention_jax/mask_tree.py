@@ -70,10 +70,6 @@ class Mask:
         """First and last key that some of these queries may see; both may lie outside 0 .. S-1."""
         return 0, S - 1
 
-    def rows_of(self, columns: Span, T: int) -> Span:
-        """First and last query that may see some of these keys; both may lie outside 0 .. T-1."""
-        return 0, T - 1
-
     def check(self, T: int, S: int) -> None:
         """Raise `ValueError` if this mask cannot belong to T queries and S keys."""
 
@@ -275,9 +271,6 @@ class And(Pair):
     def columns_of(self, rows: Span, S: int) -> Span:
         return overlap(self.left.columns_of(rows, S), self.right.columns_of(rows, S))
 
-    def rows_of(self, columns: Span, T: int) -> Span:
-        return overlap(self.left.rows_of(columns, T), self.right.rows_of(columns, T))
-
     def __repr__(self) -> str:
         return self._join("&")
 
@@ -297,9 +290,6 @@ class Or(Pair):
 
     def columns_of(self, rows: Span, S: int) -> Span:
         return hull(self.left.columns_of(rows, S), self.right.columns_of(rows, S))
-
-    def rows_of(self, columns: Span, T: int) -> Span:
-        return hull(self.left.rows_of(columns, T), self.right.rows_of(columns, T))
 
     def __repr__(self) -> str:
         return self._join("|")

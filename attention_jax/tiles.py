@@ -1,7 +1,7 @@
 """How a mask cuts a block into tiles, of which it shows none, some pairs, or all.
 
-Where it is known while tracing which pairs of a block count, the block is cut along its outer axis, and each piece
-keeps only so much of the other axis as the mask shows it: of a block on the causal diagonal little more than half.
+Where it is known while tracing which pairs of a block count, its queries are cut into pieces, and each piece keeps only
+so many keys as the mask shows it: of a block on the causal diagonal little more than half.
 """
 
 from __future__ import annotations
@@ -44,47 +44,40 @@ class Block(NamedTuple):
 Tiles = tuple[Tile, ...]
 
 
-def other(letter: str) -> str:
-    return "s" if letter == "t" else "t"
-
-
 def whole(grid: Grid, masked: bool) -> Tile:
     """All of a block."""
     return Tile((0, grid.size("t")), (0, grid.size("s")), masked)
 
 
-def tiles_at(
-    rule: Any, grid: Grid, outer: str, start: dict[str, int], operands: Sequence[jax.Array], most: int
-) -> Tiles:
-    """The tiles, so many at most, of the block that begins there, cut along the outer axis."""
-    inner, size, ranges = other(outer), grid.tile_of(most), list[tuple[tuple[int, int], tuple[int, int]]]()
-    for first in range(0, grid.size(outer), size):
-        count = min(size, grid.size(outer) - first)
-        rows = start[outer] + first, start[outer] + first + count - 1
-        low, high = (int(each) - start[inner] for each in rule.span(outer, *rows, grid.length(inner)))
-        low, high = max(low, 0) // size * size, min(-(-(high + 1) // size) * size, grid.size(inner))
+def tiles_at(rule: Any, grid: Grid, start: dict[str, int], operands: Sequence[jax.Array], most: int) -> Tiles:
+    """The tiles, so many at most, of the block that begins there."""
+    size, ranges = grid.tile_of(most), list[tuple[tuple[int, int], tuple[int, int]]]()
+    for first in range(0, grid.size("t"), size):
+        count = min(size, grid.size("t") - first)
+        rows = start["t"] + first, start["t"] + first + count - 1
+        low, high = (int(each) - start["s"] for each in rule.columns_of(rows, grid.length("s")))
+        low, high = max(low, 0) // size * size, min(-(-(high + 1) // size) * size, grid.size("s"))
         if ranges and ranges[-1][1] == (low, high):  # as much as the piece before
             first, count = ranges[-1][0][0], ranges.pop()[0][1] + count
         ranges.append(((first, count), (low, high)))
 
     tiles = []
-    for along, (low, high) in ranges:
-        piece = {outer: along, inner: (low, high - low)}
-        rows, columns = ((start[a] + piece[a][0], start[a] + sum(piece[a]) - 1) for a in "ts")
-        some, every = rule.some_every(rows, columns, *operands)
+    for (first, count), (low, high) in ranges:
+        rows = start["t"] + first, start["t"] + first + count - 1
+        some, every = rule.some_every(rows, (start["s"] + low, start["s"] + high - 1), *operands)
         if some and low < high:
-            tiles.append(Tile(piece["t"], piece["s"], not every))
+            tiles.append(Tile((first, count), (low, high - low), not every))
     return tuple(tiles)
 
 
 def along_diagonals(
-    rule: Any, grid: Grid, outer: str, start: dict[str, Any], operands: Sequence[jax.Array], most: int
+    rule: Any, grid: Grid, start: dict[str, Any], operands: Sequence[jax.Array], most: int
 ) -> tuple[list[Tiles], jax.Array]:
     """What tiles square blocks have where only the distance of two positions matters, and which of these the block has
     that begins there: as the first block of its diagonal."""
     size, firsts = grid.size("t"), range(1 - grid.steps("s"), grid.steps("t"))
     starts = [{"t": max(d, 0) * size, "s": max(-d, 0) * size} for d in firsts]
-    tiles = [tiles_at(rule, grid, outer, first, operands, most) for first in starts]
+    tiles = [tiles_at(rule, grid, first, operands, most) for first in starts]
     patterns = list(dict.fromkeys([(), *tiles]))
     diagonal = (start["t"] - start["s"]) // size - firsts[0]
     kind = jnp.asarray([patterns.index(each) for each in tiles])[diagonal]

@@ -43,7 +43,7 @@ MUTANTS = [
     Mutant("mask_rules.py", "return some, (low == high) & (key_low == key_high) & (low == key_low)", "return some, low == key_low", "test_masks.py"),
     Mutant("mask_rules.py", "if offset is None and T != S:", "if False:", "test_errors.py -k causal"),
     Mutant("mask_rules.py", "columns[1] <= rows[0] + offset\n\n    def columns_of", "columns[1] <= rows[1] + offset\n\n    def columns_of", "test_masks.py"),
-    Mutant("mask_rules.py", "return columns[0] - (self.offset or 0), T - 1", "return columns[1] - (self.offset or 0), T - 1", "test_dot_product.py::test_every_mask"),
+    Mutant("mask_rules.py", "return 0, rows[1] + (self.offset or 0)", "return 0, rows[0] + (self.offset or 0)", "test_dot_product.py::test_every_mask"),
     Mutant("mask_tree.py", "return negation(every), negation(some)", "return negation(some), negation(every)", "test_masks.py"),
     Mutant("mask_tree.py", "return left[0] | right[0], left[1] | right[1]", "return left[0] | right[0], left[1] | right[0]", "test_masks.py"),
     # block by block

@@ -79,8 +79,6 @@ def test_a_block_is_a_part_of_the_whole(tree, row, height, column, width):
     assert truth.all() or not every
     low, high = mask.columns_of((rows[0], rows[-1]), S)
     assert all(low <= s <= high for s in range(S) if any(rule(t, s) for t in rows))
-    low, high = mask.rows_of((columns[0], columns[-1]), T)
-    assert all(low <= t <= high for t in range(T) if any(rule(t, s) for s in columns))
 
 
 @pytest.mark.parametrize("mask, some, every", [
