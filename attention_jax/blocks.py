@@ -313,7 +313,7 @@ def _take(grid, axes, array, start):
     sizes = grid.block_shape(axes, array.shape)
     if sizes == list(array.shape):
         return array
-    return lax.dynamic_slice(array, _first(axes, array.shape, sizes, start), sizes)
+    return lax.dynamic_slice(array, _first(axes, array.shape, sizes, start), sizes, allow_negative_indices=False)
 
 
 def _add(grid, axes, array, start, block):
@@ -321,8 +321,8 @@ def _add(grid, axes, array, start, block):
     if sizes == list(array.shape):
         return array + block.reshape(sizes)
     first = _first(axes, array.shape, sizes, start)
-    block = block.reshape(sizes) + lax.dynamic_slice(array, first, sizes)
-    return lax.dynamic_update_slice(array, block, first)
+    block = block.reshape(sizes) + lax.dynamic_slice(array, first, sizes, allow_negative_indices=False)
+    return lax.dynamic_update_slice(array, block, first, allow_negative_indices=False)
 
 
 def _first(axes, shape, sizes, start):
