@@ -53,7 +53,9 @@ class Sampling:
             try:
                 right = fits(value) if value is not None else field.default is None
             except (TypeError, ValueError):  # text, or an array
-                raise TypeError(f"{field.name} must be a number, got {value!r}") from None
+                right = None
+            if right is None or isinstance(value, bool):
+                raise TypeError(f"{field.name} must be a number, got {value!r}")
             if not right:
                 raise ValueError(f"{field.name} must be {wanted}, got {value}")
 

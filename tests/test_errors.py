@@ -357,6 +357,7 @@ REFUSED = {
     "KVCache: padding of half a token": (lambda: aj.KVCache.empty(4, 2, 8, padding=1.5), TypeError, "padding must be integers"),
     "sampling.Sampling: temperature": (lambda: Sampling(temperature=-0.5).check(), ValueError, "temperature must be at least 0, got -0.5"),
     "sampling.Sampling: top_k": (lambda: Sampling(top_k=0).check(), ValueError, r"top_k must be a whole number, at least 1 and below 2\*\*31, got 0"),
+    "sampling.Sampling: top_k switched on": (lambda: Sampling(top_k=True).check(), TypeError, "top_k must be a number, got True"),
     "sampling.Sampling: a vast top_k": (lambda: Sampling(top_k=10**10).check(), ValueError, r"below 2\*\*31, got 10000000000"),
     "sampling.Sampling: no temperature": (lambda: Sampling(temperature=None).check(), ValueError, "temperature must be at least 0, got None"),
     "rotary_frequencies: base": (lambda: aj.rotary_frequencies(8, base=0), ValueError, "base must be above 0 and finite, got 0"),
