@@ -267,7 +267,8 @@ def block_grid(
     k = _divisor(K, groups)
     b = _divisor(B, groups // k)
     together = sizes.together if s >= S or b * k * G * t * s <= sizes.step else 1
-    tile = max(sizes.tile, s) if few else sizes.tile  # of few, a row is in one
+    # to cut off what is hidden of few keys costs more than it saves, unless they are more than 256
+    tile = max(sizes.tile, min(s, 2 * sizes.tile)) if few else sizes.tile
     return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), tile, together)
 
 

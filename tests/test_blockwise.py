@@ -508,9 +508,18 @@ def test_what_counts_as_few_keys():
     assert _few(32, 16, 32) and not _few(33, 16, 32) and _few(33, 33, 32)
 
 
-def test_a_row_of_few_keys_is_in_one_tile():
-    """However many they are, for heads of as many channels: a part of it would take its own sum for that of the row."""
-    *inputs, cotangent = suite.inputs((140, 140, 2, 1, 160, 160, ()))
+@pytest.mark.parametrize("length, tiles", [(40, 1), (200, 1), (256, 1), (300, 2), (512, 2)])
+def test_a_block_of_few_keys_is_cut_where_that_pays(length, tiles):
+    """However many keys there are, they are few for heads of as many channels."""
+    x = jnp.ones((length, 1, length))
+    grid = grid_for(aj.causal(), None, x.shape, x.shape, "cpu")
+    problem = canonical(x, x, x, aj.causal(), None, None, 0.0, None, None, grid)
+    assert problem.rule.few and len(tiles_at(problem.rule, grid, {"t": 0, "s": 0}, [], 4)) == tiles
+
+
+def test_a_cut_block_of_few_keys():
+    """Each query's keys are in one tile, as where the block is whole."""
+    *inputs, cotangent = suite.inputs((300, 300, 2, 1, 320, 320, ()))
 
     def both(implementation, *inputs):
         attend = partial(aj.attention, mask=aj.causal(), implementation=implementation)
