@@ -149,12 +149,12 @@ class Sweep(Operation):
                     for axes, operand, block in zip(self.axes, operands, fixed, strict=True)
                 ]
                 carry, terms = step(here, carry, blocks)
-                return carry, self._add(results, here, terms, lambda axes: "s" in axes)
+                return carry, self._add(results, here, terms, of_keys=True)
 
             rows = start["t"], start["t"] + grid.size("t") - 1
             steps = self._steps_of(self.rule.columns_of(rows, grid.length("s")))
             carry, results = _repeat(*steps, with_keys, (first(), results))
-            return self._add(results, start | {"s": 0}, last(carry), lambda axes: "s" not in axes)
+            return self._add(results, start, last(carry), of_keys=False)
 
         count = grid.steps("x") * grid.steps("b") * grid.steps("k") * grid.steps("t")
         zeros = [jnp.zeros(output.shape, accumulator(output.dtype)) for output in self.outputs]
@@ -170,10 +170,10 @@ class Sweep(Operation):
         low, high = jnp.maximum(columns[0], 0) // size, jnp.maximum(columns[1] + size, 0) // size
         return jnp.int32(low), jnp.int32(jnp.minimum(high, self.grid.steps("s")))
 
-    def _add(self, results, start, blocks, chosen: Callable[[str], bool]):
+    def _add(self, results, start, blocks, of_keys: bool):
         blocks = iter(blocks)
         return [
-            _add(self.grid, axes, result, start, next(blocks)) if chosen(axes) else result
+            _add(self.grid, axes, result, start, next(blocks)) if ("s" in axes) == of_keys else result
             for result, axes in zip(results, self.out_axes, strict=True)
         ]
 
@@ -318,14 +318,16 @@ def _take(grid, axes, array, start):
 
 def _add(grid, axes, array, start, block):
     sizes = grid.block_shape(axes, array.shape)
+    block = _take(grid, axes, array, start) + block.reshape(sizes)
     if sizes == list(array.shape):
-        return array + block.reshape(sizes)
+        return block
     first = _first(axes, array.shape, sizes, start)
-    block = block.reshape(sizes) + lax.dynamic_slice(array, first, sizes, allow_negative_indices=False)
     return lax.dynamic_update_slice(array, block, first, allow_negative_indices=False)
 
 
 def _first(axes, shape, sizes, start):
+    """Where a block begins. Were it allowed to be negative, each use would have indices of its own, and XLA would not
+    see that `_add` may add in place."""
     whole = [a == "." or size == block for a, size, block in zip(axes, shape, sizes, strict=True)]
     return [jnp.int32(0 if all_of_it else start[a]) for a, all_of_it in zip(axes, whole, strict=True)]
 

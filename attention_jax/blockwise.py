@@ -267,7 +267,7 @@ def block_grid(
     k = _divisor(K, groups)
     b = _divisor(B, groups // k)
     together = sizes.together if s >= S or b * k * G * t * s <= sizes.step else 1
-    # to cut off what is hidden of few keys costs more than it saves, unless they are more than 256
+    # to cut off what is hidden of few keys costs more than it saves, unless they are more than two tiles
     tile = max(sizes.tile, min(s, 2 * sizes.tile)) if few else sizes.tile
     return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), tile, together)
 

@@ -51,11 +51,11 @@ class Sampling:
             if isinstance(value, jax.core.Tracer):
                 raise TypeError(f"{field.name} must be a Python number known while tracing, got a traced value")
             try:
+                if isinstance(value, bool):
+                    raise TypeError
                 right = fits(value) if value is not None else field.default is None
-            except (TypeError, ValueError):  # text, or an array
-                right = None
-            if right is None or isinstance(value, bool):
-                raise TypeError(f"{field.name} must be a number, got {value!r}")
+            except (TypeError, ValueError):  # a switch, text, or an array
+                raise TypeError(f"{field.name} must be a number, got {value!r}") from None
             if not right:
                 raise ValueError(f"{field.name} must be {wanted}, got {value}")
 
