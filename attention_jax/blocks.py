@@ -172,10 +172,15 @@ class Sweep(Operation):
 
     def _add(self, results, start, blocks, of_keys: bool):
         blocks = iter(blocks)
-        return [
-            _add(self.grid, axes, result, start, next(blocks)) if ("s" in axes) == of_keys else result
-            for result, axes in zip(results, self.out_axes, strict=True)
-        ]
+
+        def added(axes, result):
+            if ("s" in axes) != of_keys:
+                return result
+            lengths = dict(zip(axes, result.shape, strict=True))
+            once = all(self.grid.steps(a) == 1 or lengths.get(a) == self.grid.length(a) for a in "xbkt")
+            return (_add if of_keys or not once else _put)(self.grid, axes, result, start, next(blocks))
+
+        return list(map(added, self.out_axes, results))
 
     def zeros(self, operands) -> list[jax.Array]:
         """A block of each output, without the axes of size 1: XLA may give them another place in a block than in the
@@ -317,8 +322,13 @@ def _take(grid, axes, array, start):
 
 
 def _add(grid, axes, array, start, block):
+    old = _take(grid, axes, array, start)
+    return _put(grid, axes, array, start, old + block.reshape(old.shape))
+
+
+def _put(grid, axes, array, start, block):
     sizes = grid.block_shape(axes, array.shape)
-    block = _take(grid, axes, array, start) + block.reshape(sizes)
+    block = block.reshape(sizes)
     if sizes == list(array.shape):
         return block
     first = _first(axes, array.shape, sizes, start)
