@@ -138,8 +138,9 @@ class AttentionRule:
         or the value. They are NaN for what is not finite in it, which is for `Softmax.find` to find in any case."""
         letters = letters.replace("hs", "sh") if self.by_rows else letters
         keys = "sh" if "sh" in letters else "hs"
-        if OLD_XLA and self.by_rows and letters == "th,sh->ts" and len(one) >= len(other) > other.shape[1]:
-            # many keys by rows cost as many queries more than turning them does
+        # narrow heads with as many queries as keys, or more
+        turning_pays = len(one) >= len(other) >= other.shape[1] and other.shape[1] <= 32
+        if OLD_XLA and self.by_rows and letters == "th,sh->ts" and turning_pays:
             letters, other = "th,hs->ts", _turned(other)
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
@@ -270,5 +271,7 @@ def _turned(x):
 
 
 def finite_or_zero(x):
-    """With 0 for what is not finite."""
-    return jnp.where(jnp.isfinite(x), x, 0)
+    """With 0 for what is not finite. The zeros are not a constant: a CPU's loop over short rows that has one runs a
+    number at a time."""
+    finite = jnp.isfinite(x)
+    return jnp.where(finite, x, finite.astype(x.dtype))
