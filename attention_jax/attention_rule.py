@@ -3,13 +3,14 @@
 `softmax` makes the passes over all blocks of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from attention_jax import steps
 from attention_jax.devices import OLD_XLA
 from attention_jax.dropout import keep_positions
 from attention_jax.heads import OfGroup, gathered
@@ -35,14 +36,27 @@ class AttentionRule:
     padded: bool  # whether there are more columns than keys
     by_rows: bool  # whether a step takes keys and values by rows, heads first; else by columns
     few: bool  # whether keys are few, all in a block, and the log-sum-exp given is theirs
-    softmax_at_once: bool  # whether XLA makes one operation of the softmax of few, of which a step has so many rows
-    many_small: bool  # whether a step has many blocks, each too small for more than one core
     precision: Any
+    cpu: bool
+    channels: int  # of a key
+    derived: bool = False  # whether derivatives are taken in the same program
+    # what XLA makes of the steps, which `fitted` finds out
+    softmax_at_once: bool = False  # whether it makes one operation of the softmax of few
+    many_small: bool = False  # whether many blocks are each too small for more than one core
 
     @property
     def relative(self) -> bool:
         mask = self.mask_of()
         return mask is not None and mask.relative
+
+    def fitted(self, grid):
+        """The same, for the steps of this grid."""
+        divided = self.by_rows and self.derived  # among several cores, as XLA then has other products meanwhile
+        return replace(
+            self,
+            softmax_at_once=self.few and steps.at_once(grid),
+            many_small=self.cpu and OLD_XLA and not divided and steps.many_small(grid, self.channels),
+        )
 
     @property
     def scoreless(self) -> bool:

@@ -27,12 +27,13 @@ LETTERS = "xbkgts"
 @dataclass(frozen=True)
 class Grid:
     """The length of each of the axes `xbkgts`, how much of it one step takes, how many queries or keys a tile at least,
-    and how many steps may run together."""
+    how many steps may run together, and how many examples of `vmap` a step may take, of more and if that is all."""
 
     lengths: tuple[int, ...]
     sizes: tuple[int, ...]
     tile: int
     together: int
+    examples: tuple[int, int]
 
     def length(self, letter: str) -> int:
         return self.lengths[LETTERS.index(letter)]
@@ -46,6 +47,12 @@ class Grid:
     def tile_of(self, most: int) -> int:
         """How many queries or keys a tile has, where a block has so many tiles at most."""
         return self.tile * -(-max(self.size("t"), self.size("s")) // (most * self.tile))
+
+    def of_examples(self, count: int, apart: bool) -> "Grid":
+        """The same for so many examples of `vmap`, each with steps of its own if they are `apart`."""
+        some, most = self.examples
+        size = 1 if apart else count if count <= most else divisor(count, some)
+        return replace(self, lengths=(count, *self.lengths[1:]), sizes=(size, *self.sizes[1:]))
 
     def start(self, letter: str, step):
         """Where a step begins; known in advance where there is but one, and with it what the mask does to a block."""
@@ -72,6 +79,9 @@ class Rule(Protocol):
     """Whether the last keys do not count, whatever stands there."""
     by_rows: bool
     """Whether keys are taken by rows: a step then puts heads first in all it takes, before anything else is done."""
+
+    def fitted(self, grid: Grid) -> "Rule":
+        """The same, for the steps of this grid."""
 
     def columns_of(self, rows: Span, S: int) -> Span:
         """First and last key that matter to these queries."""
@@ -100,6 +110,9 @@ class SamePairs:
     @property
     def by_rows(self) -> bool:
         return self.rule.by_rows
+
+    def fitted(self, grid: Grid) -> "SamePairs":
+        return replace(self, rule=self.rule.fitted(grid))
 
     def columns_of(self, *args) -> Span:
         return self.rule.columns_of(*args)
@@ -135,7 +148,7 @@ class Sweep(Operation):
             index, t = divmod(index, grid.steps("t"))
             index, k = divmod(index, grid.steps("k"))
             x, b = divmod(index, grid.steps("b"))
-            start = {"x": x, "b": grid.start("b", b), "k": grid.start("k", k), "g": 0, "t": grid.start("t", t)}
+            start = {a: grid.start(a, number) for a, number in zip("xbkgt", (x, b, k, 0, t), strict=True)}
             fixed = [
                 None if "s" in axes else _take(grid, axes, operand, start)
                 for axes, operand in zip(self.axes, operands, strict=True)
@@ -192,9 +205,9 @@ class Sweep(Operation):
         return [vary_like(zero, operands) for zero in zeros]
 
     def block_shapes(self) -> list[list[int]]:
-        """What one step takes of each output, without the axis that `vmap` added."""
+        """What one step takes of each output."""
         outputs = zip(self.out_axes, self.outputs, strict=True)
-        return [self.grid.block_shape(a, output.shape)[a.startswith("x") :] for a, output in outputs]
+        return [self.grid.block_shape(a, output.shape) for a, output in outputs]
 
     def by_tile(
         self, fn: Callable, axes, out_axes, start, blocks, tiles: Sequence[Tile], empty, join
@@ -210,16 +223,14 @@ class Sweep(Operation):
             if tile == whole(self.grid, tile.masked):
                 return list(terms)
             parts = zip(out_axes, empty, terms, strict=True)
-            empty = [joined(a.removeprefix("x"), array, tile, term, join) for a, array, term in parts]
+            empty = [joined(a, array, tile, term, join) for a, array, term in parts]
         return empty
 
     def by_head(self, fn: Callable, axes, out_axes, start, blocks, tile: Tile) -> tuple[jax.Array, ...]:
         """`fn(block, *operands)` of one head's tile in float32 or better, mapped over the heads and examples of a step;
         where an output lacks one of their axes, it is summed over it."""
-        blocks = [block[0] if a.startswith("x") else block for a, block in zip(axes, blocks, strict=True)]
-        axes, out_axes = ([a.removeprefix("x") for a in names] for names in (axes, out_axes))
         if self.rule.by_rows:
-            axes, blocks = zip(*map(partial(reordered, "bkg"), axes, blocks), strict=True)
+            axes, blocks = zip(*map(partial(reordered, "xbkg"), axes, blocks), strict=True)
         blocks = [_widened(cut(names, block, tile)) for names, block in zip(axes, blocks, strict=True)]
         rows = start["t"] + tile.t[0] + jnp.arange(tile.t[1])
         columns = start["s"] + tile.s[0] + jnp.arange(tile.s[1])
@@ -250,7 +261,7 @@ class Sweep(Operation):
                 return jnp.asarray(some, int), jnp.asarray(every, int)
 
             some, every = self.by_head(count, self.axes, ("", ""), start, blocks, whole(self.grid, True))
-            heads = self.grid.size("b") * self.grid.size("k") * self.grid.size("g")
+            heads = self.grid.size("x") * self.grid.size("b") * self.grid.size("k") * self.grid.size("g")
             some, every = some > 0, every == heads
         if some is True and isinstance(every, bool):
             return fn(patterns[1 + every])
@@ -262,6 +273,8 @@ class Sweep(Operation):
         if V == 0:  # of which there is no block to take
             return [jnp.zeros((0, *x.shape), x.dtype) for x in self.outputs], [0] * len(self.outputs)
         X = self.grid.length("x")
+        blocks = self.grid.steps("t") * self.grid.steps("s")
+        grid = self.grid.of_examples(V * X, apart=blocks > 1 and not self.static_kind)  # as others skip other blocks
 
         def widen(operand, axes, axis):
             """The new axis joins the x axis, so that there is one."""
@@ -286,7 +299,8 @@ class Sweep(Operation):
                 jax.ShapeDtypeStruct((V * X, *shape), output.dtype)
                 for shape, output in zip(shapes, self.outputs, strict=True)
             ),
-            grid=replace(self.grid, lengths=(V * X, *self.grid.lengths[1:])),
+            rule=self.rule.fitted(grid),
+            grid=grid,
         )
         results = [result.reshape(V, X, *result.shape[1:]) for result in wide(*operands)]
         return [r if x else r.sum(1) for r, x in zip(results, has_x, strict=True)], [0] * len(results)
@@ -296,6 +310,11 @@ def reordered(first: str, axes: str, array: jax.Array) -> tuple[str, jax.Array]:
     """The axes and the array, with these axes first, in this order, and the others in their own."""
     order = sorted(range(len(axes)), key=lambda axis: (axes[axis] not in first, first.find(axes[axis])))
     return "".join(axes[axis] for axis in order), jnp.transpose(array, order)
+
+
+def divisor(number: int, most: int) -> int:
+    """The largest that is at most `most`, or 1."""
+    return max(divisor for divisor in range(1, number + 1) if number % divisor == 0 and divisor <= max(most, 1))
 
 
 def accumulator(dtype):

@@ -18,10 +18,10 @@ from jax.typing import ArrayLike
 from attention_jax.attention_rule import AttentionRule
 from attention_jax.axes import by_group
 from attention_jax.block_sum import BlockSum
-from attention_jax.blocks import Grid, accumulator
+from attention_jax.blocks import Grid, accumulator, divisor
 from attention_jax.captured import hoisted, holds_function
 from attention_jax.checks import check_dropout, check_many_heads, check_scale
-from attention_jax.devices import OLD_XLA, platform_of
+from attention_jax.devices import platform_of
 from attention_jax.dropout import seeds_of_heads
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import vary_like
@@ -52,10 +52,6 @@ class Sizes(NamedTuple):
 
 CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, few=2**18, together=2)
 ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, few=2**25, together=1)
-
-ROWS_AT_ONCE = 2**12 if OLD_XLA else 0
-"""Rows of few keys in a step, from which on XLA makes one operation of their softmax on a CPU. Of fewer rows the output
-is divided by the sum of the weights, instead of these."""
 
 
 def blockwise_attention(
@@ -203,10 +199,10 @@ def canonical(
         padded=grid.length("s") != S,
         by_rows=few or (cpu and grid.steps("t") == 1 and 2 * T <= S),  # to put them by columns pays in many steps
         few=few,
-        softmax_at_once=few and math.prod(map(grid.size, "bkgt")) >= ROWS_AT_ONCE,
-        many_small=cpu and OLD_XLA and _many_small(grid, H),
+        cpu=cpu,
+        channels=H,
         precision=precision,
-    )
+    ).fitted(grid)
     if rate:
         seeds = seeds_of_heads(dropout_rng, grid.length("b"), K, N // K)  # type: ignore[arg-type]
         operands.append(seeds)
@@ -261,26 +257,22 @@ def block_grid(
         return max(G * T * S, G * T * channels, S * channels), G * T * (S + channels)
 
     largest, both = (B * K * number for number in numbers(T, S))
-    at_once = largest <= 2 * sizes.step and both < 4 * sizes.step
-    step = 2 * sizes.step if at_once else sizes.few if few else sizes.step
-    groups = max(step // numbers(t, s)[0], 1)
-    k = _divisor(K, groups)
-    b = _divisor(B, groups // k)
+    all_at_once = min(2 * sizes.step // largest, (4 * sizes.step - 1) // both)
+    step = sizes.few if few else sizes.step
+    groups = max((2 * sizes.step if all_at_once else step) // numbers(t, s)[0], 1)
+    k = divisor(K, groups)
+    b = divisor(B, groups // k)
     together = sizes.together if s >= S or b * k * G * t * s <= sizes.step else 1
     # to cut off what is hidden of few keys costs more than it saves, unless they are more than two tiles
     tile = max(sizes.tile, min(s, 2 * sizes.tile)) if few else sizes.tile
-    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), tile, together)
+    examples = step // (B * K * numbers(t, s)[0]), all_at_once
+    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), tile, together, examples)
 
 
 def _few(S: int, H: int, tile: int) -> bool:
     """Whether so many keys are few: scores are not the largest arrays, or rows of them so short that XLA's loops over
     them are slow. Measured with 1 to 512 keys and heads of 8 to 512 channels."""
     return max(min(2 * H, 128, tile), min(64, tile), H) >= S
-
-
-def _many_small(grid: Grid, H: int) -> bool:
-    """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels."""
-    return grid.size("t") * grid.size("s") <= 2**16 and H <= 128 and math.prod(grid.sizes) >= 2**18
 
 
 def _all_see_the_first(mask: Mask, T: int) -> bool:
@@ -301,10 +293,6 @@ def _unpadded(array: jax.Array, T: int, batch: Sequence[int], N: int) -> jax.Arr
 def _fit(length: int, most: int) -> int:
     """The block size that cuts `length` into the fewest blocks of at most `most`, and leaves the least over."""
     return -(-length // -(-length // most))
-
-
-def _divisor(number: int, most: int) -> int:
-    return max(divisor for divisor in range(1, number + 1) if number % divisor == 0 and divisor <= max(most, 1))
 
 
 def _scaled(query: jax.Array, scale: jax.Array) -> jax.Array:

@@ -27,18 +27,18 @@ def _gathered(size: int, batched: Sequence[bool], array: jax.Array) -> tuple[jax
 
 def over_heads(fn: Callable, size: Callable[[str], int], axes: Sequence, out_axes: Sequence) -> Callable:
     """`fn(head, *operands)` of one head, for the numbers `[k, g]` of the heads, and for operands and outputs with the
-    axes `axes` and `out_axes`, of which one head has those that are not in "bkg".
+    axes `axes` and `out_axes`, of which one head has those that are not in "xbkg".
 
     An output without one of these axes is summed over it, unless it is `OfGroup`.
     """
-    for letter, outside in (("g", "bk"), ("k", "b"), ("b", "")):
+    for letter, outside in (("g", "xbk"), ("k", "xb"), ("b", "x"), ("x", "")):
         inside, inside_out = ([[a for a in names if a not in outside] for names in each] for each in (axes, out_axes))
         fn = _over(fn, letter, size(letter), inside, inside_out)
     return fn
 
 
 def _over(fn: Callable, letter: str, size: int, axes: Sequence, out_axes: Sequence) -> Callable:
-    where = [None if letter == "b" else 0, *(names.index(letter) if letter in names else None for names in axes)]
+    where = [None if letter in "xb" else 0, *(names.index(letter) if letter in names else None for names in axes)]
     where_out = [names.index(letter) if letter in names else None for names in out_axes]
     mapped = jax.vmap(fn, tuple(where), tuple(axis or 0 for axis in where_out), axis_size=size)
 

@@ -25,7 +25,7 @@ class Softmax(Fold):
     """Attention's output `[B, T, K, G, Hv]`, without K or G if that is 1, and log-sum-exp `[B, K, G, T]`, in float32 or
     better: the gradient is a difference of near values, which a rounded output would spoil."""
 
-    carried = ("bkgt", "bkgt", "bkgt.")  # the highest logit, the sum of the weights, that of the weighted values
+    carried = ("xbkgt", "xbkgt", "xbkgt.")  # the highest logit, the sum of the weights, that of the weighted values
 
     def run(self, *operands):
         value, letters = operands[-1], self.axes[-1]
@@ -36,14 +36,14 @@ class Softmax(Fold):
         return Fold.run(with_nans, *operands, jnp.moveaxis(nans, letters.index("s"), -1))
 
     def nothing(self):
-        dtype, lengths = self.outputs[1].dtype, [self.grid.size(letter) for letter in "bkgt"]
+        dtype, lengths = self.outputs[1].dtype, [self.grid.size(letter) for letter in "xbkgt"]
         peak, total = jnp.full(lengths, jnp.finfo(dtype).min, dtype), jnp.zeros(lengths, dtype)
         return [peak, total, jnp.zeros((*lengths, self.outputs[0].shape[-1]), dtype)]
 
     def finish(self, found):
         peak, total, sums = found
         lse, total = _log_sum(peak, total)
-        return [jnp.moveaxis(sums / total[..., None], -2, 1), lse]
+        return [jnp.moveaxis(sums / total[..., None], -2, 2), lse]
 
     def find(self, block, masked, *operands):
         rule = self.rule
@@ -85,7 +85,7 @@ class Softmax(Fold):
         rule, channels = self.rule, self.outputs[0].shape[-1]
         (primals, axes), (tangents, _) = (in_order(rule, each, self.axes) for each in (primals, tangents))
         if rule.by_rows:
-            rule = replace(rule, many_small=False)
+            rule = replace(rule, derived=True).fitted(self.grid)
         output, lse = replace(self, rule=rule, axes=axes)(*primals)
         given = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
         total = BlockSum(

@@ -173,10 +173,10 @@ class StatisticsRule(SamePairs):
 class TopKeys(Fold):
     """The largest weights and their keys, both as floating point; constants to differentiation."""
 
-    carried = ("bkgt.", "bkgt.")
+    carried = ("xbkgt.", "xbkgt.")
 
     def nothing(self):
-        shape = [*(self.grid.size(letter) for letter in "bkgt"), self.outputs[0].shape[-1]]
+        shape = [*(self.grid.size(letter) for letter in "xbkgt"), self.outputs[0].shape[-1]]
         return [jnp.full(shape, -1, self.outputs[0].dtype)] * 2
 
     def find(self, block, masked, *operands):

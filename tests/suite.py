@@ -28,13 +28,14 @@ def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), t
     """Blocks so small that even these cases have several, some of them empty and some full, and tiles of a block that
     a mask cuts through."""
     score = score if bias is None else scores.bias(bias)
-    with mock.patch.multiple("attention_jax.blockwise", CPU=CPU._replace(tile=tile), ROWS_AT_ONCE=rows):
+    sizes = mock.patch("attention_jax.blockwise.CPU", CPU._replace(tile=tile))
+    with sizes, mock.patch("attention_jax.steps.ROWS_AT_ONCE", rows):
         return blockwise_attention(query, key, value, score=score, block_sizes=block_sizes, **options)[0]
 
 
 def many_small_blocks(*arrays, **options):
     """As `blockwise`, with the products of a step that has many heads; and square, which says more of their tiles."""
-    with mock.patch("attention_jax.blockwise._many_small", return_value=True):
+    with mock.patch("attention_jax.steps.many_small", return_value=True):
         return blockwise(*arrays, **{"block_sizes": (7, 7), "tile": 4, **options})
 
 

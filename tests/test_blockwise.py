@@ -1,6 +1,7 @@
 """Block by block is the same function: in every mode of differentiation, for every block size, under every map."""
 
 import math
+import re
 from functools import partial
 from unittest import mock
 
@@ -14,8 +15,9 @@ from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
-from attention_jax.blockwise import CPU, _few, _many_small, block_grid, blockwise_attention, canonical, grid_for
+from attention_jax.blockwise import CPU, _few, block_grid, blockwise_attention, canonical, grid_for
 from attention_jax.score_rules import relative_bucket
+from attention_jax.steps import many_small
 from attention_jax.tiles import tiles_at
 
 SHAPE = (13, 17, 4, 2, 8, 5, (2,))
@@ -426,6 +428,37 @@ def test_steps_larger_than_they_should_be_run_together_only_if_they_are_of_all_k
         assert grid_for(aj.causal(), None, (length, 8, 64), (length, 8, 64), "cpu").together == together
 
 
+@pytest.mark.parametrize("shape", [(64, 4, 32), (256, 8, 64)])
+@pytest.mark.parametrize("examples", [8, 96])
+def test_steps_of_a_vmap_are_those_of_a_batch(shape, examples):
+    """As many, each of as many examples."""
+    x = jax.ShapeDtypeStruct((examples, *shape), jnp.float32)
+
+    def numbers(attend):
+        """Of each product, and of loops."""
+        program = jax.jit(attend).lower(x, x, x).as_text()
+        types = re.findall(r"dot_general.*-> tensor<(.*)xf32>", program)
+        return sorted(math.prod(map(int, each.split("x"))) for each in types), program.count("stablehlo.while")
+
+    attend = partial(aj.attention, mask=aj.causal())
+    assert numbers(jax.vmap(attend)) == numbers(attend)
+
+
+def test_what_xla_makes_of_a_step_is_asked_again_for_a_vmap():
+    x = jnp.ones((8, 64, 4, 32))
+    with mock.patch("attention_jax.steps.at_once", return_value=True) as asked:
+        jax.vmap(aj.attention)(x, x, x)
+    assert asked.call_args.args[0].length("x") == 8
+
+
+def test_what_is_written_once_is_not_read():
+    x = jax.ShapeDtypeStruct((32, 4, 8), jnp.float32)
+    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=1, few=1)):
+        program = jax.jit(partial(blockwise_attention, block_sizes=(8, 8))).lower(x, x, x).as_text()
+    taken = [line for line in program.splitlines() if "stablehlo.dynamic_slice" in line]
+    assert len(taken) == 3  # blocks of query, key and value
+
+
 def one_head_a_step(*arrays, **options):
     """All keys of a head in a step of a loop: which takes each key once, and cuts it out of the caller's array."""
     with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=1, tile=4)):
@@ -460,7 +493,7 @@ def test_one_head_a_step(mask, score, heads):
 
 def test_one_head_a_step_with_the_products_of_many(arrays):
     mask = aj.causal(offset=4)
-    with mock.patch("attention_jax.blockwise._many_small", return_value=True):
+    with mock.patch("attention_jax.steps.many_small", return_value=True):
         ours = one_head_a_step(*arrays[:3], mask=mask)
     assert suite.error(ours, aj.multi_head_attention(*arrays[:3], mask=mask)) <= suite.TOLERANCES["float32"]
 
@@ -498,7 +531,7 @@ def test_what_counts_as_many_small_blocks():
     lengths = {(16, 128): True, (8, 256): True, (32, 512): False, (4, 128): False}
     for (heads, length), many in lengths.items():
         shape = length, heads, 64
-        assert _many_small(grid_for(None, None, shape, shape, "cpu"), 64) == many
+        assert many_small(grid_for(None, None, shape, shape, "cpu"), 64) == many
 
 
 def test_what_counts_as_few_keys():
@@ -533,7 +566,7 @@ def test_a_cut_block_of_few_keys():
 
 def test_softmax_at_once(monkeypatch):
     """Of so many rows, in all heads and examples."""
-    monkeypatch.setattr("attention_jax.blockwise.ROWS_AT_ONCE", 64)
+    monkeypatch.setattr("attention_jax.steps.ROWS_AT_ONCE", 64)
     for queries, keys, at_once in [(8, 8, True), (7, 8, False), (256, 256, False)]:
         query, key = (jnp.ones((2, length, 4, 4)) for length in (queries, keys))
         grid = grid_for(None, None, query.shape, key.shape, "cpu")
@@ -586,7 +619,7 @@ def test_by_rows(queries, keys, steps):
         tangents = tuple(jnp.roll(x, 1, 1) for x in inputs)
         return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
 
-    with mock.patch.multiple("attention_jax.blockwise", CPU=sizes, ROWS_AT_ONCE=rows):
+    with mock.patch("attention_jax.blockwise.CPU", sizes), mock.patch("attention_jax.steps.ROWS_AT_ONCE", rows):
         ours = jax.jit(partial(modes, "blockwise"))(*inputs)
     with x64_if(True):
         suite.close(ours, jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)

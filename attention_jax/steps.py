@@ -1,0 +1,20 @@
+"""What XLA makes of a step of few keys, or of many small blocks, on a CPU, which depends on how large the step is."""
+
+import math
+
+from attention_jax.blocks import Grid
+from attention_jax.devices import OLD_XLA
+
+ROWS_AT_ONCE = 2**12 if OLD_XLA else 0
+"""Rows of few keys in a step, from which on XLA makes one operation of their softmax. Of fewer rows the output is
+divided by the sum of the weights, instead of these."""
+
+
+def at_once(grid: Grid) -> bool:
+    """Whether XLA makes one operation of the softmax of few keys."""
+    return math.prod(map(grid.size, "xbkgt")) >= ROWS_AT_ONCE
+
+
+def many_small(grid: Grid, H: int) -> bool:
+    """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels."""
+    return grid.size("t") * grid.size("s") <= 2**16 and H <= 128 and math.prod(grid.sizes) >= 2**18
