@@ -38,11 +38,12 @@ class AttentionRule:
     few: bool  # whether keys are few, all in a block, and the log-sum-exp given is theirs
     precision: Any
     cpu: bool
-    channels: int  # of a key
+    channels: tuple[int, int]  # of a key, and of a value
     derived: bool = False  # whether derivatives are taken in the same program
     # what XLA makes of the steps, which `fitted` finds out
     softmax_at_once: bool = False  # whether it makes one operation of the softmax of few
     many_small: bool = False  # whether many blocks are each too small for more than one core
+    tiny: bool = False  # whether all is so small that its loops have summed products before a matrix product has begun
 
     @property
     def relative(self) -> bool:
@@ -51,11 +52,12 @@ class AttentionRule:
 
     def fitted(self, grid):
         """The same, for the steps of this grid."""
-        divided = self.by_rows and self.derived  # among several cores, as XLA then has other products meanwhile
+        pays = not (self.by_rows and self.derived)  # by rows a sum of zeros costs more than it saves beside derivatives
         return replace(
             self,
             softmax_at_once=self.few and steps.at_once(grid),
-            many_small=self.cpu and OLD_XLA and not divided and steps.many_small(grid, self.channels),
+            many_small=self.cpu and OLD_XLA and pays and steps.many_small(grid, self.channels[0]),
+            tiny=self.few and self.precision is None and steps.tiny(grid, max(self.channels)),
         )
 
     @property
@@ -151,8 +153,10 @@ class AttentionRule:
         one core of a CPU, and divides it where a sum is fused with them; so one of zeros is, made of `known`: the key
         or the value. They are NaN for what is not finite in it, which is for `Softmax.find` to find in any case."""
         letters = letters.replace("hs", "sh") if self.by_rows else letters
+        if self.tiny:
+            return _summed(letters, one, other)
         keys = "sh" if "sh" in letters else "hs"
-        # narrow heads with as many queries as keys, or more
+        # of narrow heads, with as many queries as keys or more
         turning_pays = len(one) >= len(other) >= other.shape[1] and other.shape[1] <= 32
         if OLD_XLA and self.by_rows and letters == "th,sh->ts" and turning_pays:
             letters, other = "th,hs->ts", _turned(other)
@@ -277,6 +281,14 @@ def _reduced(operation, rows, first):
     """Each row, and what comes first, made one number. Where a row has but one, XLA forgets what comes first."""
     first = jnp.asarray(first, rows.dtype)
     return jax.lax.reduce(rows, first, operation, (1,)) if rows.shape[1] > 1 else operation(rows[:, 0], first)
+
+
+def _summed(letters, one, other):
+    """The product of two matrices, summed by a loop that XLA makes one with what comes before and after."""
+    first, second, _ = letters.replace("->", ",").split(",")
+    (letter,) = set(first) & set(second)
+    one, other = (x if axes[1] == letter else x.T for axes, x in ((first, one), (second, other)))
+    return jnp.sum(one[:, None, :] * other[None, :, :], axis=-1)
 
 
 def _turned(x):

@@ -200,7 +200,7 @@ def canonical(
         by_rows=few or (cpu and grid.steps("t") == 1 and 2 * T <= S),  # to put them by columns pays in many steps
         few=few,
         cpu=cpu,
-        channels=H,
+        channels=(H, value.shape[-1]),
         precision=precision,
     ).fitted(grid)
     if rate:

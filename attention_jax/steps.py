@@ -18,3 +18,11 @@ def at_once(grid: Grid) -> bool:
 def many_small(grid: Grid, H: int) -> bool:
     """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels."""
     return grid.size("t") * grid.size("s") <= 2**16 and H <= 128 and math.prod(grid.sizes) >= 2**18
+
+
+def tiny(grid: Grid, channels: int) -> bool:
+    """Whether a loop of XLA's has summed the products of two matrices, of so many channels, before its matrix product
+    has begun. Less than 128 multiplications it computes without delay, whatever they are part of; and where there is
+    one query or one key, it makes sums itself."""
+    multiplications = math.prod(grid.lengths) * channels
+    return min(grid.length("t"), grid.length("s")) > 1 and 2**7 <= multiplications <= 2**11

@@ -17,7 +17,7 @@ import attention_jax as aj
 from attention_jax import scores
 from attention_jax.blockwise import CPU, _few, block_grid, blockwise_attention, canonical, grid_for
 from attention_jax.score_rules import relative_bucket
-from attention_jax.steps import many_small
+from attention_jax.steps import many_small, tiny
 from attention_jax.tiles import tiles_at
 
 SHAPE = (13, 17, 4, 2, 8, 5, (2,))
@@ -532,6 +532,37 @@ def test_what_counts_as_many_small_blocks():
     for (heads, length), many in lengths.items():
         shape = length, heads, 64
         assert many_small(grid_for(None, None, shape, shape, "cpu"), 64) == many
+
+
+def test_what_counts_as_tiny():
+    """128 to 2048 multiplications, in all heads, of more than one query and more than one key."""
+    cases = {(2, 2, 2, 16): True, (2, 2, 2, 15): False, (8, 8, 2, 16): True, (8, 8, 2, 17): False}
+    cases |= {(1, 8, 2, 16): False, (8, 1, 2, 16): False}
+    for (T, S, N, H), so in cases.items():
+        assert tiny(grid_for(None, None, (T, N, H), (S, N, H), "cpu"), H) == so
+
+
+def test_what_is_tiny_has_sums_for_products():
+    def products(*shape, **options):
+        x = jnp.ones(shape)
+        return (
+            jax.jit(jax.grad(lambda x: aj.attention(x, x, x, **options).sum())).lower(x).as_text().count("dot_general")
+        )
+
+    assert products(4, 2, 8) == products(2, 4, 2, 8) == 0 < products(16, 2, 8)
+    assert products(4, 2, 8, precision="highest") > 0  # which is a product's to honour
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+def test_products_of_what_is_tiny(heads):
+    *arrays, cotangent = suite.inputs((4, 6, *heads, 3, 5, (2,)))
+    options = {"mask": aj.causal(offset=2), "score": SCORES["alibi"](SLOPES)}
+    ours, plain = (
+        suite.output_and_gradients(partial(attention, **options), *arrays, cotangent)
+        for attention in (partial(aj.attention, implementation="blockwise"), aj.multi_head_attention)
+    )
+    for one, other in zip(ours, plain, strict=True):
+        assert suite.error(one, other) <= suite.GRADIENT_TOLERANCES["float32"]
 
 
 def test_what_counts_as_few_keys():
