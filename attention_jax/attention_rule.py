@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_jax import steps
-from attention_jax.devices import OLD_XLA
+from attention_jax.devices import OLD_XLA, SAFE_SELECT
 from attention_jax.dropout import keep_positions
 from attention_jax.heads import OfGroup, gathered
 
@@ -300,4 +300,4 @@ def finite_or_zero(x):
     """With 0 for what is not finite. The zeros are not a constant: a CPU's loop over short rows that has one runs a
     number at a time."""
     finite = jnp.isfinite(x)
-    return jnp.where(finite, x, finite.astype(x.dtype))
+    return jnp.where(finite, x, finite.astype(x.dtype) if SAFE_SELECT else 0)

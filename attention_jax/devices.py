@@ -6,6 +6,10 @@ from jaxlib.version import __version_info__ as jaxlib_version
 OLD_XLA = jaxlib_version < (0, 11)
 """Whether XLA leaves a batch of small products to one core of a CPU, and multiplies slowly with keys by rows."""
 
+SAFE_SELECT = jaxlib_version >= (0, 10)
+"""Whether XLA may be asked for `where(p, x, p.astype(x.dtype))`: with jaxlib 0.7.2, where a value is known while it
+compiles, the gradients of query and key come out wrong."""
+
 
 def platform_of(array: jax.Array) -> str:
     """Where it will be computed with: `cpu`, `cuda`, `rocm` or `tpu`."""
