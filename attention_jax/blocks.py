@@ -16,57 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from attention_jax.grid import Grid
 from attention_jax.heads import over_heads
 from attention_jax.operation import Operation, vary_like
 from attention_jax.spans import Span, Truth
 from attention_jax.tiles import Block, Tile, Tiles, along_diagonals, cut, joined, tiles_at, whole
-
-LETTERS = "xbkgts"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The length of each of the axes `xbkgts`, how much of it one step takes, how many queries or keys a tile at least,
-    how many steps may run together, and how many examples of `vmap` a step may take, of more and if that is all."""
-
-    lengths: tuple[int, ...]
-    sizes: tuple[int, ...]
-    tile: int
-    together: int
-    examples: tuple[int, int]
-
-    def length(self, letter: str) -> int:
-        return self.lengths[LETTERS.index(letter)]
-
-    def size(self, letter: str) -> int:
-        return self.sizes[LETTERS.index(letter)]
-
-    def steps(self, letter: str) -> int:
-        return self.length(letter) // self.size(letter)
-
-    def tile_of(self, most: int) -> int:
-        """How many queries or keys a tile has, where a block has so many tiles at most."""
-        return self.tile * -(-max(self.size("t"), self.size("s")) // (most * self.tile))
-
-    def of_examples(self, count: int, apart: bool) -> "Grid":
-        """The same for so many examples of `vmap`, each with steps of its own if they are `apart`."""
-        some, most = self.examples
-        size = 1 if apart else count if count <= most else divisor(count, some)
-        return replace(self, lengths=(count, *self.lengths[1:]), sizes=(size, *self.sizes[1:]))
-
-    def start(self, letter: str, step):
-        """Where a step begins; known in advance where there is but one, and with it what the mask does to a block."""
-        return 0 if self.steps(letter) == 1 else step * self.size(letter)
-
-    def block_shape(self, axes: str, shape: Sequence[int]) -> list[int]:
-        """What one step takes of an array."""
-        return [size if a == "." else min(size, self.size(a)) for a, size in zip(axes, shape, strict=True)]
-
-    def head_shape(self, axes: str, shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-        """What one head has of that, and its axes."""
-        sizes = zip(axes, self.block_shape(axes, shape), strict=True)
-        own = [(a, size) for a, size in sizes if a in "ts."]
-        return "".join(a for a, _ in own), tuple(size for _, size in own)
 
 
 class Rule(Protocol):
@@ -310,11 +264,6 @@ def reordered(first: str, axes: str, array: jax.Array) -> tuple[str, jax.Array]:
     """The axes and the array, with these axes first, in this order, and the others in their own."""
     order = sorted(range(len(axes)), key=lambda axis: (axes[axis] not in first, first.find(axes[axis])))
     return "".join(axes[axis] for axis in order), jnp.transpose(array, order)
-
-
-def divisor(number: int, most: int) -> int:
-    """The largest that is at most `most`, or 1."""
-    return max(divisor for divisor in range(1, number + 1) if number % divisor == 0 and divisor <= max(most, 1))
 
 
 def accumulator(dtype):

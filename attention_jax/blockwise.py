@@ -18,11 +18,12 @@ from jax.typing import ArrayLike
 from attention_jax.attention_rule import AttentionRule
 from attention_jax.axes import by_group
 from attention_jax.block_sum import BlockSum
-from attention_jax.blocks import Grid, accumulator, divisor
+from attention_jax.blocks import accumulator
 from attention_jax.captured import hoisted, holds_function
 from attention_jax.checks import check_dropout, check_many_heads, check_scale
 from attention_jax.devices import platform_of
 from attention_jax.dropout import seeds_of_heads
+from attention_jax.grid import Grid, divisor
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import vary_like
 from attention_jax.score_tree import Score, check_rules

@@ -2,8 +2,8 @@
 
 import math
 
-from attention_jax.blocks import Grid
 from attention_jax.devices import OLD_XLA
+from attention_jax.grid import Grid
 
 ROWS_AT_ONCE = 2**12 if OLD_XLA else 0
 """Rows of few keys in a step, from which on XLA makes one operation of their softmax. Of fewer rows the output is

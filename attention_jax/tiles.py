@@ -7,14 +7,13 @@ so many keys as the mask shows it: of a block on the causal diagonal little more
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-if TYPE_CHECKING:
-    from attention_jax.blocks import Grid
+from attention_jax.grid import Grid
 
 
 class Tile(NamedTuple):
