@@ -55,7 +55,7 @@ class AttentionRule:
         pays = not (self.by_rows and self.derived)  # by rows a sum of zeros costs more than it saves beside derivatives
         return replace(
             self,
-            softmax_at_once=self.few and steps.at_once(grid),
+            softmax_at_once=self.few and not OLD_XLA,
             many_small=self.cpu and OLD_XLA and pays and steps.many_small(grid, self.channels[0]),
             tiny=self.few and self.precision is None and steps.tiny(grid, max(self.channels)),
         )

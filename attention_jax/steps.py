@@ -2,22 +2,14 @@
 
 import math
 
-from attention_jax.devices import OLD_XLA
 from attention_jax.grid import Grid
-
-ROWS_AT_ONCE = 2**12 if OLD_XLA else 0
-"""Rows of few keys in a step, from which on XLA makes one operation of their softmax. Of fewer rows the output is
-divided by the sum of the weights, instead of these."""
-
-
-def at_once(grid: Grid) -> bool:
-    """Whether XLA makes one operation of the softmax of few keys."""
-    return math.prod(map(grid.size, "xbkgt")) >= ROWS_AT_ONCE
 
 
 def many_small(grid: Grid, H: int) -> bool:
-    """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels."""
-    return grid.size("t") * grid.size("s") <= 2**16 and H <= 128 and math.prod(grid.sizes) >= 2**18
+    """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels, or of
+    queries of a group. Of fewer channels, to keep one core busy costs less than to divide them."""
+    alone = grid.size("g") == 1
+    return alone and 32 <= H <= 128 and grid.size("t") * grid.size("s") <= 2**16 and math.prod(grid.sizes) >= 2**18
 
 
 def tiny(grid: Grid, channels: int) -> bool:

@@ -106,7 +106,7 @@ MUTANTS = [
     Mutant("steps.py", "grid.length(\"s\")) > 1", "grid.length(\"s\")) > 0", "test_blockwise.py::test_what_counts_as_tiny"),
     Mutant("attention_rule.py", "self.few and self.precision is None", "self.few", "test_blockwise.py::test_what_is_tiny_has_sums_for_products"),
     Mutant("attention_rule.py", "x if axes[1] == letter else x.T", "x", "test_blockwise.py::test_products_of_what_is_tiny"),
-    Mutant("steps.py", "<= 2**16 and H", "> 0 and H", "test_blockwise.py::test_what_counts_as_many_small_blocks"),
+    Mutant("steps.py", "<= 2**16 and math", "> 0 and math", "test_blockwise.py::test_what_counts_as_many_small_blocks"),
     Mutant("blocks.py", "some, every = some > 0, every == heads", "some, every = some > 0, every > 0", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("dropout.py", "rows.astype(jnp.uint32) ^ seed[0]", "(rows - rows[0]).astype(jnp.uint32) ^ seed[0]", "test_blockwise.py::test_every_block_size"),
     # scores
@@ -165,7 +165,8 @@ MUTANTS = [
     Mutant("softmax.py", "total = exponentials_of_few(checked)", "total = exponentials_of_few(logits)", "test_contract.py"),
     Mutant("softmax.py", "weights = softmax_of_few(checked)", "weights = softmax_of_few(logits)", "test_contract.py"),
     Mutant("softmax.py", "peak = -jnp.min(-checked, axis=-1)", "peak = -jnp.max(-checked, axis=-1)", "test_blockwise.py::test_by_rows"),
-    Mutant("steps.py", ">= ROWS_AT_ONCE", "> ROWS_AT_ONCE", "test_blockwise.py::test_softmax_at_once"),
+    Mutant("steps.py", "alone and 32 <= H", "alone and 31 <= H", "test_blockwise.py::test_what_counts_as_many_small_blocks"),
+    Mutant("steps.py", "alone and 32 <= H", "32 <= H", "test_blockwise.py::test_what_counts_as_many_small_blocks"),
     Mutant("blockwise.py", "min(64, tile), H)", "64, H)", "test_blockwise.py::test_what_counts_as_few_keys"),
     Mutant("blockwise.py", "min(s, 2 * sizes.tile)) if few", "s) if few", "test_blockwise.py::test_a_block_of_few_keys_is_cut_where_that_pays"),
     Mutant("blockwise.py", "max(sizes.tile, min(s, 2 * sizes.tile)) if few else sizes.tile", "sizes.tile", "test_blockwise.py::test_a_block_of_few_keys_is_cut_where_that_pays"),

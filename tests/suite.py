@@ -24,12 +24,11 @@ from attention_jax.blockwise import CPU, blockwise_attention
 attend = jax.jit(multi_head_attention, static_argnames=("dropout_rate", "precision"))
 
 
-def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), tile=3, rows=0, **options):
+def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), tile=3, **options):
     """Blocks so small that even these cases have several, some of them empty and some full, and tiles of a block that
     a mask cuts through."""
     score = score if bias is None else scores.bias(bias)
-    sizes = mock.patch("attention_jax.blockwise.CPU", CPU._replace(tile=tile))
-    with sizes, mock.patch("attention_jax.steps.ROWS_AT_ONCE", rows):
+    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(tile=tile)):
         return blockwise_attention(query, key, value, score=score, block_sizes=block_sizes, **options)[0]
 
 
@@ -39,9 +38,11 @@ def many_small_blocks(*arrays, **options):
         return blockwise(*arrays, **{"block_sizes": (7, 7), "tile": 4, **options})
 
 
-def one_block(*arrays, rows=2**30, **options):
-    """All weights in one block, which has ways of its own where the keys are few."""
-    return blockwise(*arrays, **{**options, "block_sizes": None, "tile": CPU.tile, "rows": rows})
+def one_block(*arrays, at_once=False, **options):
+    """All weights in one block, which has ways of its own where the keys are few, as an old XLA wants them, or a new
+    one."""
+    with mock.patch("attention_jax.attention_rule.OLD_XLA", not at_once):
+        return blockwise(*arrays, **{**options, "block_sizes": None, "tile": CPU.tile})
 
 
 IMPLEMENTATIONS = {
@@ -49,7 +50,7 @@ IMPLEMENTATIONS = {
     "blockwise": blockwise,
     "many small blocks": many_small_blocks,
     "one block": one_block,
-    "one block, its softmax at once": partial(one_block, rows=0),
+    "one block, its softmax at once": partial(one_block, at_once=True),
 }
 
 # Largest error allowed, as a share of the largest true value. The inputs are first rounded to the dtype, and the oracle

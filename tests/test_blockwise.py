@@ -446,7 +446,7 @@ def test_steps_of_a_vmap_are_those_of_a_batch(shape, examples):
 
 def test_what_xla_makes_of_a_step_is_asked_again_for_a_vmap():
     x = jnp.ones((8, 64, 4, 32))
-    with mock.patch("attention_jax.steps.at_once", return_value=True) as asked:
+    with mock.patch("attention_jax.steps.many_small", return_value=True) as asked:
         jax.vmap(aj.attention)(x, x, x)
     assert asked.call_args.args[0].length("x") == 8
 
@@ -527,11 +527,12 @@ def test_a_chunk_of_queries_that_sees_nearly_all_keys_has_large_blocks():
 
 
 def test_what_counts_as_many_small_blocks():
-    """The steps are of 16 heads of 128 x 128 each, 8 of 256 x 256, 4 of 512 x 512 and 4 of 128 x 128."""
-    lengths = {(16, 128): True, (8, 256): True, (32, 512): False, (4, 128): False}
-    for (heads, length), many in lengths.items():
-        shape = length, heads, 64
-        assert many_small(grid_for(None, None, shape, shape, "cpu"), 64) == many
+    """The steps are of 16 heads of 128 x 128 each, 8 of 256 x 256, 4 of 512 x 512 and 4 of 128 x 128; then of heads of
+    other widths, and in groups."""
+    cases = {(16, 16, 128, 64): True, (8, 8, 256, 64): True, (32, 32, 512, 64): False, (4, 4, 128, 64): False}
+    cases |= {(16, 16, 128, 32): True, (16, 16, 128, 31): False, (16, 16, 128, 129): False, (16, 8, 128, 64): False}
+    for (N, K, length, H), many in cases.items():
+        assert many_small(grid_for(None, None, (length, N, H), (length, K, H), "cpu"), H) == many
 
 
 def test_what_counts_as_tiny():
@@ -595,16 +596,6 @@ def test_a_cut_block_of_few_keys():
         suite.close(ours, jax.jit(partial(both, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
 
 
-def test_softmax_at_once(monkeypatch):
-    """Of so many rows, in all heads and examples."""
-    monkeypatch.setattr("attention_jax.steps.ROWS_AT_ONCE", 64)
-    for queries, keys, at_once in [(8, 8, True), (7, 8, False), (256, 256, False)]:
-        query, key = (jnp.ones((2, length, 4, 4)) for length in (queries, keys))
-        grid = grid_for(None, None, query.shape, key.shape, "cpu")
-        problem = canonical(query, key, key, None, None, None, 0.0, None, None, grid)
-        assert problem.rule.softmax_at_once == at_once
-
-
 def lowered(batch, queries, keys):
     query, key = (jax.ShapeDtypeStruct((batch, length, 8, 64), jnp.float32) for length in (queries, keys))
     return jax.jit(partial(aj.attention, implementation="blockwise")).lower(query, key, key)
@@ -635,7 +626,6 @@ def test_by_rows(queries, keys, steps):
     mask = aj.key_lengths(np.array([0, keys])) & aj.causal(offset=keys - queries + 2)
     weigh = jax.random.normal(jax.random.key(0), (2, 4, queries))
     block = min(keys, 64)
-    rows = 0 if steps == "one, its softmax at once" else 2**30
     sizes = CPU if steps != "many" else CPU._replace(block=block, narrow=block, step=1, few=1)
 
     def modes(implementation, *inputs):
@@ -650,7 +640,8 @@ def test_by_rows(queries, keys, steps):
         tangents = tuple(jnp.roll(x, 1, 1) for x in inputs)
         return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
 
-    with mock.patch("attention_jax.blockwise.CPU", sizes), mock.patch("attention_jax.steps.ROWS_AT_ONCE", rows):
+    old = mock.patch("attention_jax.attention_rule.OLD_XLA", steps != "one, its softmax at once")
+    with old, mock.patch("attention_jax.blockwise.CPU", sizes):
         ours = jax.jit(partial(modes, "blockwise"))(*inputs)
     with x64_if(True):
         suite.close(ours, jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
