@@ -42,6 +42,7 @@ class AttentionRule:
     derived: bool = False  # whether derivatives are taken in the same program
     # what XLA makes of the steps, which `fitted` finds out
     softmax_at_once: bool = False  # whether it makes one operation of the softmax of few
+    many_rows: bool = False  # whether enough that one operation of their products and weights pays
     many_small: bool = False  # whether many blocks are each too small for more than one core
     tiny: bool = False  # whether all is so small that its loops have summed products before a matrix product has begun
 
@@ -56,6 +57,7 @@ class AttentionRule:
         return replace(
             self,
             softmax_at_once=self.few and not OLD_XLA,
+            many_rows=steps.many_rows(grid),
             many_small=self.cpu and OLD_XLA and pays and steps.many_small(grid, self.channels[0]),
             tiny=self.few and self.precision is None and steps.tiny(grid, max(self.channels)),
         )
@@ -85,6 +87,10 @@ class AttentionRule:
     def scales(self):
         """Of the query, and of the key: of few keys, which are marked in any case, it costs less."""
         return (1, self.scale) if self.few else (self.scale, 1)
+
+    def turns(self, T, S):
+        """Whether a product takes keys turned, by columns: of narrow heads, with as many queries as keys or more."""
+        return OLD_XLA and self.by_rows and T >= S >= self.channels[0] <= (64 if self.many_rows else 32)
 
     def cleaned(self, operands):
         """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
@@ -133,8 +139,11 @@ class AttentionRule:
 
     def checked(self, block, masked, mask, logits, finite):
         """The logits, -inf where a key is not seen, NaN where it is and they are not of what is finite."""
-        shown = finite if self.scoreless else finite | (logits == -jnp.inf)
-        checked = jnp.where(shown, logits, jnp.nan)
+        if self.scoreless and self.many_rows and self.turns(*logits.shape):
+            checked = logits + (logits - logits)  # of which YNNPACK makes one operation with product and exponential
+        else:
+            shown = finite if self.scoreless else finite | (logits == -jnp.inf)
+            checked = jnp.where(shown, logits, jnp.nan)
         return self.seen(block, mask, checked) if masked else checked
 
     def without_hidden(self, block, masked, mask, products):
@@ -156,9 +165,7 @@ class AttentionRule:
         if self.tiny:
             return _summed(letters, one, other)
         keys = "sh" if "sh" in letters else "hs"
-        # of narrow heads, with as many queries as keys or more
-        turning_pays = len(one) >= len(other) >= other.shape[1] and other.shape[1] <= 32
-        if OLD_XLA and self.by_rows and letters == "th,sh->ts" and turning_pays:
+        if letters == "th,sh->ts" and self.turns(len(one), len(other)):
             letters, other = "th,hs->ts", _turned(other)
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:

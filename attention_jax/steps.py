@@ -5,6 +5,11 @@ import math
 from attention_jax.grid import Grid
 
 
+def many_rows(grid: Grid) -> bool:
+    """Whether a step has so many queries that YNNPACK, too, makes one operation of their products and weights."""
+    return math.prod(map(grid.size, "xbkgt")) >= 2**11
+
+
 def many_small(grid: Grid, H: int) -> bool:
     """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels, or of
     queries of a group. Of fewer channels, to keep one core busy costs less than to divide them."""

@@ -40,8 +40,9 @@ def many_small_blocks(*arrays, **options):
 
 def one_block(*arrays, at_once=False, **options):
     """All weights in one block, which has ways of its own where the keys are few, as an old XLA wants them, or a new
-    one."""
-    with mock.patch("attention_jax.attention_rule.OLD_XLA", not at_once):
+    one; and others where it has many queries."""
+    old = mock.patch("attention_jax.attention_rule.OLD_XLA", not at_once)
+    with old, mock.patch("attention_jax.steps.many_rows", return_value=True):
         return blockwise(*arrays, **{**options, "block_sizes": None, "tile": CPU.tile})
 
 

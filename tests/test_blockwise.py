@@ -17,7 +17,7 @@ import attention_jax as aj
 from attention_jax import scores
 from attention_jax.blockwise import CPU, _few, block_grid, blockwise_attention, canonical, grid_for
 from attention_jax.score_rules import relative_bucket
-from attention_jax.steps import many_small, tiny
+from attention_jax.steps import many_rows, many_small, tiny
 from attention_jax.tiles import tiles_at
 
 SHAPE = (13, 17, 4, 2, 8, 5, (2,))
@@ -446,7 +446,7 @@ def test_steps_of_a_vmap_are_those_of_a_batch(shape, examples):
 
 def test_what_xla_makes_of_a_step_is_asked_again_for_a_vmap():
     x = jnp.ones((8, 64, 4, 32))
-    with mock.patch("attention_jax.steps.many_small", return_value=True) as asked:
+    with mock.patch("attention_jax.steps.many_rows", return_value=True) as asked:
         jax.vmap(aj.attention)(x, x, x)
     assert asked.call_args.args[0].length("x") == 8
 
@@ -535,6 +535,12 @@ def test_what_counts_as_many_small_blocks():
         assert many_small(grid_for(None, None, (length, N, H), (length, K, H), "cpu"), H) == many
 
 
+def test_what_counts_as_many_rows():
+    """2048, in all heads and examples."""
+    for T, many in {256: True, 255: False}.items():
+        assert many_rows(grid_for(None, None, (2, T, 4, 8), (2, 16, 2, 8), "cpu")) == many
+
+
 def test_what_counts_as_tiny():
     """128 to 2048 multiplications, in all heads, of more than one query and more than one key."""
     cases = {(2, 2, 2, 16): True, (2, 2, 2, 15): False, (8, 8, 2, 16): True, (8, 8, 2, 17): False}
@@ -596,6 +602,18 @@ def test_a_cut_block_of_few_keys():
         suite.close(ours, jax.jit(partial(both, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
 
 
+@pytest.mark.parametrize("many_rows, H", [(False, 32), (False, 33), (True, 64), (True, 65)])
+def test_keys_of_narrow_heads_are_turned(many_rows, H):
+    """Which a barrier keeps XLA from undoing: of up to 32 channels, or 64 of many rows; if queries are no fewer."""
+    rows = mock.patch("attention_jax.steps.many_rows", return_value=many_rows)
+    S = max(64, H)
+    for T, turned in {S: H % 2 == 0, S - 1: False}.items():
+        query, key = (jax.ShapeDtypeStruct((length, 2, H), jnp.float32) for length in (T, S))
+        with rows, mock.patch("attention_jax.attention_rule.OLD_XLA", True):
+            program = jax.jit(aj.attention).lower(query, key, key).as_text()
+        assert ("optimization_barrier" in program) == turned
+
+
 def lowered(batch, queries, keys):
     query, key = (jax.ShapeDtypeStruct((batch, length, 8, 64), jnp.float32) for length in (queries, keys))
     return jax.jit(partial(aj.attention, implementation="blockwise")).lower(query, key, key)
@@ -645,6 +663,32 @@ def test_by_rows(queries, keys, steps):
         ours = jax.jit(partial(modes, "blockwise"))(*inputs)
     with x64_if(True):
         suite.close(ours, jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
+
+
+@pytest.mark.parametrize("dropout", [{}, {"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)}], ids=["", "dropout"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("T, S, H", [(35, 1, 8), (48, 9, 8), (48, 40, 33), (3, 5, 40)])
+def test_few_keys_of_which_one_is_poisoned(T, S, H, which, poison, dropout):
+    """That of head 1, which heads 2 and 3 of the queries see: these are NaN, whole, and take nothing back."""
+    *inputs, cotangent = suite.inputs((T, S, 4, 2, H, H, (2,)))
+
+    @jax.jit
+    def both(*inputs):
+        attend = partial(aj.attention_and_lse, implementation="blockwise", **dropout)
+        (output, lse), pull = jax.vjp(attend, *inputs)
+        return (output, jnp.moveaxis(lse, 1, 2)), pull((cotangent, jnp.ones_like(lse)))
+
+    with mock.patch("attention_jax.steps.many_rows", return_value=True):
+        outputs, gradients = both(*inputs)
+        inputs[which] = inputs[which].at[:, 0, 1, 2].set(poison)
+        poisoned, taken_back = both(*inputs)
+    for ours, clean in zip(poisoned, outputs, strict=True):
+        assert np.isnan(ours[:, :, 2:]).all()
+        assert np.asarray(ours[:, :, :2]).tobytes() == np.asarray(clean[:, :, :2]).tobytes()
+    for ours, clean, heads in zip(taken_back, gradients, (2, 1, 1), strict=True):
+        assert (ours[:, :, heads:] == 0).all()
+        assert np.asarray(ours[:, :, :heads]).tobytes() == np.asarray(clean[:, :, :heads]).tobytes()
 
 
 def area(tiles, masked):
