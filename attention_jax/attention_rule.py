@@ -63,6 +63,11 @@ class AttentionRule:
         )
 
     @property
+    def lone(self) -> bool:
+        """Whether there is but one key, whose weight is 1."""
+        return self.few and self.keys == 1
+
+    @property
     def scoreless(self) -> bool:
         return self.score == jax.tree.structure(None)
 
@@ -85,8 +90,11 @@ class AttentionRule:
 
     @property
     def scales(self):
-        """Of the query, and of the key: of few keys, which are marked in any case, it costs less."""
-        return (1, self.scale) if self.few else (self.scale, 1)
+        """Of the query, of the key, and of their product: of few keys, which are marked in any case, it costs less; a
+        lone one is not."""
+        if self.lone:
+            return 1, 1, self.scale
+        return (1, self.scale, 1) if self.few else (self.scale, 1, 1)
 
     def turns(self, T, S):
         """Whether a product takes keys turned, by columns: of narrow heads, with as many queries as keys or more."""
@@ -116,13 +124,15 @@ class AttentionRule:
         return jnp.where(seen, logits, hidden)
 
     def marked(self, key, value):
-        """The key; by rows, one whose value is not finite is not either, so that no query need look for it."""
-        if not self.by_rows:
+        """The key; by rows, one whose value is not finite is not either, so that no query need look for it. For a lone
+        one `products` sees to that."""
+        if self.lone or not self.by_rows:
             return key
         marks = jax.lax.stop_gradient(value - value)
         return key + (marks if key.shape == value.shape else jnp.sum(marks, axis=-1, keepdims=True))
 
-    def scored(self, block, logits, arrays):
+    def scored(self, block, products, arrays):
+        logits = products * self.scales[2]
         if self.scoreless:
             return logits
         score = jax.tree.unflatten(self.score, arrays)
@@ -130,6 +140,15 @@ class AttentionRule:
         rows, columns = jnp.minimum(block.rows, self.queries - 1), jnp.minimum(block.columns, self.keys - 1)
         # finite: a score of -inf hides what overflows, too
         return score.apply(finite_or_zero(logits), block.head, rows, columns)
+
+    def products(self, query, key, value):
+        """Of queries and keys, by rows not finite where the value is not."""
+        products = _product(self, query, self.marked(key, value))
+        if not self.lone:
+            return products
+        # YNNPACK would look at the value slowly; so small a share of it that the sum of the largest is finite
+        sums = jnp.einsum("sh,h->s", value, jnp.full(value.shape[1], 2.0**-20, value.dtype))
+        return products + jax.lax.stop_gradient(sums - sums)[None, :]
 
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
@@ -200,7 +219,7 @@ class AttentionRule:
             d_output = jnp.where(jnp.isfinite(lse)[:, None], d_output, 0)
 
         *_, (*uncleaned, _) = self.unpack(operands)
-        found = _product(self, uncleaned[0], self.marked(*uncleaned[1:]))
+        found = self.products(*uncleaned)
         products = self.without_hidden(block, masked, mask, finite_or_zero(found))
         logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
         if masked:

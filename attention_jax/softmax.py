@@ -50,14 +50,17 @@ class Softmax(Fold):
         mask, score, seed, (query, key, value, *nans) = rule.unpack(operands)
         keys = "sh" if nans else "hs"
         if nans:  # of all keys at once: XLA finds them slowly in the pieces of a block where those are by rows
-            key += nans[0][:, None]
-        key = rule.marked(key, value)
-        products = rule.product(f"th,{keys}->ts", query, key, key)
+            products = rule.product("th,sh->ts", query, key + nans[0][:, None], key)
+        else:
+            products = rule.products(query, key, value)
         logits = rule.scored(block, products, score)
         finite = jnp.isfinite(products)
         if not (nans or rule.by_rows):
             finite &= jnp.all(jnp.isfinite(value), axis=0)[None, :]
         checked = rule.checked(block, masked, mask, logits, finite)
+        if rule.lone and rule.scoreless and not masked and seed is None:
+            weights = 1 + (logits - logits)  # where they are finite the value is, too
+            return checked[:, 0], jnp.ones_like(weights[:, 0]), rule.product("ts,hs->th", weights, value, value)
         logits = rule.seen(block, mask, logits) if masked else logits
         value = finite_or_zero(value)
         if rule.softmax_at_once:

@@ -665,6 +665,34 @@ def test_by_rows(queries, keys, steps):
         suite.close(ours, jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)}])
+def test_one_key(options):
+    """Its weight is 1, and the log-sum-exp its logit."""
+    *inputs, cotangent = suite.inputs((35, 1, 4, 2, 8, 40, (2,)))
+    weigh = jax.random.normal(jax.random.key(0), (2, 4, 35))
+
+    def modes(implementation, *inputs):
+        attend = partial(aj.attention_and_lse, implementation=implementation, **options)
+
+        def total(*inputs):
+            output, lse = attend(*inputs)
+            return jnp.vdot(output, cotangent) + jnp.vdot(jnp.sin(lse), weigh)
+
+        tangents = tuple(jnp.roll(x, 1, -1) for x in inputs)
+        return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
+
+    ours = jax.jit(partial(modes, "blockwise"))(*inputs)
+    with x64_if(True):
+        truth = jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(truth), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)  # some are 0, as a difference of what is not
+
+
+def test_one_key_with_the_largest_of_values():
+    query, key, value = jnp.ones((3, 2, 512)), jnp.ones((1, 2, 512)), jnp.full((1, 2, 512), np.finfo(np.float32).max)
+    np.testing.assert_array_equal(aj.attention(query, key, value), jnp.broadcast_to(value, (3, 2, 512)))
+
+
 @pytest.mark.parametrize("dropout", [{}, {"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)}], ids=["", "dropout"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", [1, 2])
