@@ -67,7 +67,8 @@ class Softmax(Fold):
             weights = softmax_of_few(checked)
             highest = jnp.max(weights, axis=-1)  # 1 over their sum: to ask for that one again would make it twice
             peak = jnp.where(highest == 0, -jnp.inf, -jnp.min(-checked, axis=-1) - jnp.log(highest))
-            total = jnp.ones_like(peak)
+            # NaN, where they are, also if all of a row are dropped
+            total = jnp.ones_like(peak) if seed is None else 1 + (highest - highest)
         elif rule.few:
             weights, total = exponentials_of_few(checked)
             peak = -jnp.min(-checked, axis=-1)  # to ask for their maximum would keep YNNPACK from the exponentials

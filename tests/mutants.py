@@ -172,6 +172,7 @@ MUTANTS = [
     Mutant("attention_rule.py", "(64 if self.many_rows else 32)", "32", "test_blockwise.py::test_keys_of_narrow_heads_are_turned"),
     Mutant("attention_rule.py", "checked = logits + (logits - logits)", "checked = logits", "test_blockwise.py::test_few_keys_of_which_one_is_poisoned"),
     Mutant("softmax.py", "weights = 1 + (logits - logits)", "weights = jnp.ones_like(logits)", "test_blockwise.py::test_few_keys_of_which_one_is_poisoned"),
+    Mutant("softmax.py", "seed is None else 1 + (highest - highest)", "True else 0", "test_blockwise.py::test_few_keys_of_which_one_is_poisoned"),
     Mutant("softmax.py", " and seed is None", " and True", "test_blockwise.py::test_one_key"),
     Mutant("softmax.py", "return checked[:, 0], jnp", "return logits[:, 0], jnp", "test_blockwise.py::test_few_keys_of_which_one_is_poisoned"),
     Mutant("attention_rule.py", "2.0**-20", "1.0", "test_blockwise.py::test_one_key_with_the_largest_of_values"),

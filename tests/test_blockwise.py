@@ -697,7 +697,8 @@ def test_one_key_with_the_largest_of_values():
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", [1, 2])
 @pytest.mark.parametrize("T, S, H", [(35, 1, 8), (48, 9, 8), (48, 40, 33), (3, 5, 40)])
-def test_few_keys_of_which_one_is_poisoned(T, S, H, which, poison, dropout):
+@pytest.mark.parametrize("old", [True, False], ids=["old XLA", "new XLA"])
+def test_few_keys_of_which_one_is_poisoned(T, S, H, which, poison, dropout, old):
     """That of head 1, which heads 2 and 3 of the queries see: these are NaN, whole, and take nothing back."""
     *inputs, cotangent = suite.inputs((T, S, 4, 2, H, H, (2,)))
 
@@ -707,7 +708,8 @@ def test_few_keys_of_which_one_is_poisoned(T, S, H, which, poison, dropout):
         (output, lse), pull = jax.vjp(attend, *inputs)
         return (output, jnp.moveaxis(lse, 1, 2)), pull((cotangent, jnp.ones_like(lse)))
 
-    with mock.patch("attention_jax.steps.many_rows", return_value=True):
+    old_xla = mock.patch("attention_jax.attention_rule.OLD_XLA", old)
+    with old_xla, mock.patch("attention_jax.steps.many_rows", return_value=True):
         outputs, gradients = both(*inputs)
         inputs[which] = inputs[which].at[:, 0, 1, 2].set(poison)
         poisoned, taken_back = both(*inputs)
