@@ -98,7 +98,7 @@ class AttentionRule:
 
     def turns(self, T, S):
         """Whether a product takes keys turned, by columns: of narrow heads, with as many queries as keys or more."""
-        return OLD_XLA and self.by_rows and T >= S >= self.channels[0] <= (64 if self.many_rows else 32)
+        return OLD_XLA and self.by_rows and T >= S >= self.channels[0] and self.channels[0] <= 32
 
     def cleaned(self, operands):
         """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
@@ -124,8 +124,8 @@ class AttentionRule:
         return jnp.where(seen, logits, hidden)
 
     def marked(self, key, value):
-        """The key; by rows, one whose value is not finite is not either, so that no query need look for it. For a lone
-        one `products` sees to that."""
+        """The key; by rows, one whose value is not finite is not either, so that no query need look for it. A lone one
+        is left to `mark`."""
         if self.lone or not self.by_rows:
             return key
         marks = jax.lax.stop_gradient(value - value)
@@ -141,14 +141,11 @@ class AttentionRule:
         # finite: a score of -inf hides what overflows, too
         return score.apply(finite_or_zero(logits), block.head, rows, columns)
 
-    def products(self, query, key, value):
-        """Of queries and keys, by rows not finite where the value is not."""
-        products = _product(self, query, self.marked(key, value))
-        if not self.lone:
-            return products
-        # YNNPACK would look at the value slowly; so small a share of it that the sum of the largest is finite
-        sums = jnp.einsum("sh,h->s", value, jnp.full(value.shape[1], 2.0**-20, value.dtype))
-        return products + jax.lax.stop_gradient(sums - sums)[None, :]
+    def mark(self, value):
+        """For the product of a query and a lone key: 0, but NaN if the value is not finite. YNNPACK looks at it slowly,
+        beside the key; this is a product, of so small a share of it that the sum of the largest is finite."""
+        total = jnp.einsum("sh,h->s", value, jnp.full(value.shape[1], 2.0**-20, value.dtype))
+        return jax.lax.stop_gradient(total - total)[None, :]
 
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
@@ -219,7 +216,9 @@ class AttentionRule:
             d_output = jnp.where(jnp.isfinite(lse)[:, None], d_output, 0)
 
         *_, (*uncleaned, _) = self.unpack(operands)
-        found = self.products(*uncleaned)
+        found = _product(self, uncleaned[0], self.marked(*uncleaned[1:]))
+        if self.lone:
+            found += self.mark(uncleaned[2])
         products = self.without_hidden(block, masked, mask, finite_or_zero(found))
         logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
         if masked:

@@ -50,9 +50,10 @@ class Softmax(Fold):
         mask, score, seed, (query, key, value, *nans) = rule.unpack(operands)
         keys = "sh" if nans else "hs"
         if nans:  # of all keys at once: XLA finds them slowly in the pieces of a block where those are by rows
-            products = rule.product("th,sh->ts", query, key + nans[0][:, None], key)
-        else:
-            products = rule.products(query, key, value)
+            key += nans[0][:, None]
+        products = rule.product(f"th,{keys}->ts", query, rule.marked(key, value), key)
+        if rule.lone:
+            products += rule.mark(value)
         logits = rule.scored(block, products, score)
         finite = jnp.isfinite(products)
         if not (nans or rule.by_rows):
