@@ -11,7 +11,7 @@ from benchmarks import plots
 from benchmarks.page import to_markdown
 from benchmarks.results import Row, describe_run, dump, load
 
-ROUNDS = {"attention": 15, "generation": 7, "training": 30}
+ROUNDS = {"attention": 15, "generation": 7, "shapes": 15, "training": 30}
 
 
 def measure(name: str, rounds: int | None) -> Iterator[Row]:

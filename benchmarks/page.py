@@ -25,6 +25,9 @@ besides its inputs and outputs; PyTorch does not tell.
     "generation": """
 Greedy text by the smallest GPT-2, of random weights, each library with its cache.
 """,
+    "shapes": """
+Small problems, of which `jax.nn` holds all weights without harm. Shapes are as above.
+""",
     "training": """
 A step is that of the preset `shakespeare`, beside a plain PyTorch loop of the same model and optimiser, the making of
 the batch included.
@@ -34,6 +37,7 @@ the batch included.
 PEERS = {
     "attention": ("flax", "torch", "tokamax", "equinox"),
     "generation": ("torch", "transformers"),
+    "shapes": (),
     "training": ("torch",),
 }
 """What each benchmark measures where it is installed."""
@@ -54,7 +58,7 @@ AGAIN = """## Run it again
 ```sh
 pip install -e ".[train]" torch transformers    # from a checkout; more libraries are measured if they are there
 python -m benchmarks --write docs               # all of it; writes this page, its plots and results
-python -m benchmarks training --rounds 5        # one of attention, generation, training; prints its tables
+python -m benchmarks training --rounds 5        # one of attention, generation, shapes, training; prints its tables
 python -m benchmarks --write docs --only-write  # the page once more, from the same results
 ```
 

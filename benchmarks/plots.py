@@ -35,7 +35,8 @@ def write(results: Results, folder: Path) -> None:
 def plot(cases: dict[str, list[Row]]) -> Figure:
     """A case a line; every other implementation at its multiple of ours, with the middle half of the rounds."""
     names = peers(cases)
-    figure = Figure(figsize=(5, 1.3 + 0.2 * len(names) + 0.35 * len(cases)), layout="constrained")
+    width = max(5, 3 + 0.09 * max(map(len, cases)))  # the label below is not shortened
+    figure = Figure(figsize=(width, 1.3 + 0.2 * len(names) + 0.35 * len(cases)), layout="constrained")
     panel = figure.subplots()
     for line, (ours, *others) in enumerate(cases.values()):
         for row in others:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import attention_jax as aj
-from benchmarks import attention, interleave, plots
+from benchmarks import attention, interleave, plots, shapes
 from benchmarks.__main__ import ROUNDS
 from benchmarks.page import to_markdown
 from benchmarks.results import OURS, Row, describe_run, dump, load, ratio
@@ -66,6 +66,7 @@ def test_what_was_not_measured_is_named():
     named = page_of(RESULTS).partition("Not measured: ")[2].partition(".\n")[0]
     assert named.split("; ") == [
         "the benchmark generation (no results kept)",
+        "the benchmark shapes (no results kept)",
         "the benchmark training (no results kept)",
         "equinox (not installed)",
         "torch.compile (no compiler)",
@@ -142,6 +143,20 @@ def test_one_query_is_measured_forward():
     rows = list(attention.times("One query", (2, 8, 2, 4), None, rounds=2, queries=1))
     assert {row.table for row in rows} == {"One query, forward"}
     assert {OURS, "jax.nn"} <= {row.implementation for row in rows}
+
+
+def test_shapes_are_drawn_once_for_all():
+    drawn = shapes.drawn(20)
+    assert drawn == shapes.drawn(30)[:20] and len(set(map(str, drawn))) == 20
+    assert all(shape.N % shape.K == 0 and (shape.T == shape.S or not shape.causal) for shape in drawn)
+    assert any(shape.causal for shape in drawn) and any(shape.T != shape.S for shape in drawn)
+
+
+@pytest.mark.parametrize("direction", [attention.FORWARD, attention.WITH_BACKWARD])
+def test_a_shape_is_measured_beside_jax_nn(direction):
+    rows = list(shapes.times(shapes.Shape(2, 5, 7, 4, 1, 8, False), direction, rounds=2))
+    assert [row.implementation for row in rows] == [OURS, "jax.nn"]
+    assert {row.case for row in rows} == {"(2, 5, 4, 8), 7 keys, 1 head of keys"}
 
 
 def test_memory_of_all_weights_grows_faster_than_ours():

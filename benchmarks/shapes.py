@@ -1,0 +1,83 @@
+"""Attention of shapes drawn by chance beside that of `jax.nn`, small enough for its matrices of all weights."""
+
+import random
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+import attention_jax as aj
+from attention_jax.conformance.peers import by_jax_nn
+from benchmarks.__main__ import main
+from benchmarks.attention import FORWARD, WITH_BACKWARD, compiled, finished
+from benchmarks.interleave import seconds
+from benchmarks.results import OURS, Row
+
+COUNT = 30
+LENGTHS = 1, 2, 4, 7, 16, 31, 32, 64, 77, 100, 128, 197, 256, 512
+LARGEST = 2**28
+"""Multiplications of a product, of which this many take some ten milliseconds."""
+
+
+class Shape(NamedTuple):
+    """Of query, key and value, and whether a query sees only the keys before it."""
+
+    B: int
+    T: int
+    S: int
+    N: int
+    K: int
+    H: int
+    causal: bool
+
+    def __str__(self) -> str:
+        parts = [f"({self.B}, {self.T}, {self.N}, {self.H})"]
+        parts += [f"{self.S} key{'s' * (self.S > 1)}"] if self.S != self.T else []
+        parts += [f"{self.K} head{'s' * (self.K > 1)} of keys"] if self.K != self.N else []
+        return ", ".join(parts + ["causal"] * self.causal)
+
+
+def drawn(count: int) -> list[Shape]:
+    """The same ones each time."""
+    chance, shapes = random.Random(0), list[Shape]()
+    while len(shapes) < count:
+        T, N = chance.choice(LENGTHS), chance.choice((1, 4, 8, 12))
+        S = chance.choice((T, T, *LENGTHS))
+        B, K, H = chance.choice((1, 4, 16, 64)), chance.choice((N, N, 1)), chance.choice((8, 16, 32, 64, 128))
+        if B * N * T * S * H <= LARGEST:
+            shapes.append(Shape(B, T, S, N, K, H, causal=T == S and chance.random() < 0.5))
+    return shapes
+
+
+def measure(rounds: int) -> Iterator[Row]:
+    """All rows of the benchmark."""
+    for shape in drawn(COUNT):
+        for direction in FORWARD, WITH_BACKWARD:
+            yield from times(shape, direction, rounds)
+
+
+def times(shape: Shape, direction: str, rounds: int) -> Iterator[Row]:
+    """Seconds of both."""
+    B, T, S, N, K, H, causal = shape
+    chance = np.random.default_rng(0)
+    of_query, of_key = (B, T, N, H), (B, S, K, H)
+    *inputs, cotangent = (
+        jnp.asarray(chance.normal(size=each), jnp.float32) for each in (of_query, of_key, of_key, of_query)
+    )
+    contenders = {
+        OURS: partial(aj.attention, mask=aj.causal() if causal else None),
+        "jax.nn": partial(by_jax_nn, causal=causal),
+    }
+    calls = {
+        name: partial(finished, compiled(attend, direction, inputs, cotangent), inputs, cotangent)
+        for name, attend in contenders.items()
+    }
+    for name, values in seconds(calls, rounds).items():
+        yield Row(f"Shapes drawn by chance, {direction}", str(shape), name, values)
+
+
+if __name__ == "__main__":
+    main(["shapes", *sys.argv[1:]])
