@@ -51,7 +51,8 @@ class Softmax(Fold):
         keys = "sh" if nans else "hs"
         if nans:  # of all keys at once: XLA finds them slowly in the pieces of a block where those are by rows
             key += nans[0][:, None]
-        products = rule.product(f"th,{keys}->ts", query, rule.marked(key, value), key)
+        key = rule.marked(key, value)
+        products = rule.product(f"th,{keys}->ts", query, key, key)
         if rule.lone:
             products += rule.mark(value)
         logits = rule.scored(block, products, score)

@@ -6,13 +6,14 @@ from attention_jax.grid import Grid
 
 
 def many_rows(grid: Grid) -> bool:
-    """Whether a step has so many queries that YNNPACK, too, makes one operation of their products and weights."""
+    """Whether a step has so many queries, in all its heads, that one operation of their products and exponentials takes
+    less time than several."""
     return math.prod(map(grid.size, "xbkgt")) >= 2**11
 
 
 def many_small(grid: Grid, H: int) -> bool:
-    """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels, or of
-    queries of a group. Of fewer channels, to keep one core busy costs less than to divide them."""
+    """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels. Of
+    fewer, or of heads in groups, they were measured to take less time undivided."""
     alone = grid.size("g") == 1
     return alone and 32 <= H <= 128 and grid.size("t") * grid.size("s") <= 2**16 and math.prod(grid.sizes) >= 2**18
 

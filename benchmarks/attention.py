@@ -52,10 +52,7 @@ def times(table: str, shape, mask, rounds: int, queries: int | None = None) -> I
     shapes = of_queries, shape, shape, of_queries
     *inputs, cotangent = (jnp.asarray(random.normal(size=each), jnp.float32) for each in shapes)
     for direction in [FORWARD] if queries else [FORWARD, WITH_BACKWARD]:
-        calls = {
-            name: partial(finished, compiled(attend, direction, inputs, cotangent), inputs, cotangent)
-            for name, attend in contenders(shape, mask).items()
-        }
+        calls = programs(contenders(shape, mask), direction, inputs, cotangent)
         if torch is not None:
             calls["torch"] = torch_call(direction, inputs, cotangent, mask)
         for name, values in seconds(calls, rounds).items():
@@ -91,6 +88,14 @@ def contenders(shape, mask) -> dict[str, Callable]:
 
 def is_causal(mask) -> bool:
     return isinstance(mask, type(aj.causal()))
+
+
+def programs(attends: dict[str, Callable], direction, inputs, cotangent) -> dict[str, Callable]:
+    """Calls of each, compiled, which wait until it has finished."""
+    return {
+        name: partial(finished, compiled(attend, direction, inputs, cotangent), inputs, cotangent)
+        for name, attend in attends.items()
+    }
 
 
 def compiled(attend, direction, inputs, cotangent):

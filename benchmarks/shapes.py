@@ -12,7 +12,7 @@ import numpy as np
 import attention_jax as aj
 from attention_jax.conformance.peers import by_jax_nn
 from benchmarks.__main__ import main
-from benchmarks.attention import FORWARD, WITH_BACKWARD, compiled, finished
+from benchmarks.attention import FORWARD, WITH_BACKWARD, programs
 from benchmarks.interleave import seconds
 from benchmarks.results import OURS, Row
 
@@ -71,11 +71,7 @@ def times(shape: Shape, direction: str, rounds: int) -> Iterator[Row]:
         OURS: partial(aj.attention, mask=aj.causal() if causal else None),
         "jax.nn": partial(by_jax_nn, causal=causal),
     }
-    calls = {
-        name: partial(finished, compiled(attend, direction, inputs, cotangent), inputs, cotangent)
-        for name, attend in contenders.items()
-    }
-    for name, values in seconds(calls, rounds).items():
+    for name, values in seconds(programs(contenders, direction, inputs, cotangent), rounds).items():
         yield Row(f"Shapes drawn by chance, {direction}", str(shape), name, values)
 
 

@@ -634,28 +634,32 @@ def test_steps_stay_below_what_malloc_gives_back():
     assert [grid_for(None, None, shape, shape, "cpu").size("b") for shape in shapes] == [31, 8]
 
 
+def every_mode(cotangent, implementation, *inputs, **options):
+    """Output and log-sum-exp, their tangents, gradients, and the tangents of these."""
+
+    def attend(*inputs):
+        output, lse = aj.attention_and_lse(*inputs, implementation=implementation, **options)
+        return output, jnp.where(lse == -jnp.inf, 0, lse)
+
+    def total(*inputs):
+        output, lse = attend(*inputs)
+        weigh = jax.random.normal(jax.random.key(0), lse.shape, jnp.float32)
+        return jnp.vdot(output, cotangent) + jnp.vdot(jnp.sin(lse), weigh)
+
+    tangents = tuple(jnp.roll(x, (1, 1), (1, 3)) for x in inputs)
+    return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
+
+
 @pytest.mark.parametrize("steps", ["one", "one, its softmax at once", "many"])
 @pytest.mark.parametrize("queries, keys", [(35, 1), (35, 2), (35, 40), (35, 41), (35, 64), (3, 70)])
 def test_by_rows(queries, keys, steps):
     """Fewer keys than channels of a query, than those of a value, and more; and few queries."""
     *inputs, cotangent = suite.inputs((queries, keys, 4, 2, 8, 40, (2,)))
     mask = aj.key_lengths(np.array([0, keys])) & aj.causal(offset=keys - queries + 2)
-    weigh = jax.random.normal(jax.random.key(0), (2, 4, queries))
     block = min(keys, 64)
     sizes = CPU if steps != "many" else CPU._replace(block=block, narrow=block, step=1, few=1)
 
-    def modes(implementation, *inputs):
-        def attend(*inputs):
-            output, lse = aj.attention_and_lse(*inputs, mask=mask, implementation=implementation)
-            return output, jnp.where(lse == -jnp.inf, 0, lse)
-
-        def total(*inputs):
-            output, lse = attend(*inputs)
-            return jnp.vdot(output, cotangent) + jnp.vdot(jnp.sin(lse), weigh)
-
-        tangents = tuple(jnp.roll(x, 1, 1) for x in inputs)
-        return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
-
+    modes = partial(every_mode, cotangent, mask=mask)
     old = mock.patch("attention_jax.attention_rule.OLD_XLA", steps != "one, its softmax at once")
     with old, mock.patch("attention_jax.blockwise.CPU", sizes):
         ours = jax.jit(partial(modes, "blockwise"))(*inputs)
@@ -667,18 +671,7 @@ def test_by_rows(queries, keys, steps):
 def test_one_key(options):
     """Its weight is 1, and the log-sum-exp its logit."""
     *inputs, cotangent = suite.inputs((35, 1, 4, 2, 8, 40, (2,)))
-    weigh = jax.random.normal(jax.random.key(0), (2, 4, 35))
-
-    def modes(implementation, *inputs):
-        attend = partial(aj.attention_and_lse, implementation=implementation, **options)
-
-        def total(*inputs):
-            output, lse = attend(*inputs)
-            return jnp.vdot(output, cotangent) + jnp.vdot(jnp.sin(lse), weigh)
-
-        tangents = tuple(jnp.roll(x, 1, -1) for x in inputs)
-        return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
-
+    modes = partial(every_mode, cotangent, **options)
     ours = jax.jit(partial(modes, "blockwise"))(*inputs)
     with x64_if(True):
         truth = jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs))
