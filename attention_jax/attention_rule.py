@@ -39,8 +39,9 @@ class AttentionRule:
     precision: Any
     cpu: bool
     channels: tuple[int, int]  # of a key, and of a value
-    derived: bool = False  # whether derivatives are taken in the same program
+    derived: bool = False  # whether derivatives are taken in the same program, and the log-sum-exp given is `Softmax`'s
     # what XLA makes of the steps, which `fitted` finds out
+    alone: bool = False  # whether forward and backward pass are a step each, so that XLA makes once what both ask for
     softmax_at_once: bool = False  # whether it makes one operation of the softmax of few
     many_rows: bool = False  # whether enough that one operation of their products and weights pays
     many_small: bool = False  # whether many blocks are each too small for more than one core
@@ -56,6 +57,7 @@ class AttentionRule:
         pays = not (self.by_rows and self.derived)  # by rows a sum of zeros costs more than it saves beside derivatives
         return replace(
             self,
+            alone=self.cpu and self.derived and self.masks == 0 and grid.alone,
             softmax_at_once=self.few and not OLD_XLA,
             many_rows=steps.many_rows(grid),
             many_small=self.cpu and OLD_XLA and pays and steps.many_small(grid, self.channels[0]),
@@ -66,6 +68,10 @@ class AttentionRule:
     def lone(self) -> bool:
         """Whether there is but one key, whose weight is 1."""
         return self.few and self.keys == 1
+
+    @property
+    def heads_first(self) -> bool:
+        return self.by_rows or self.alone
 
     @property
     def scoreless(self) -> bool:
@@ -153,6 +159,11 @@ class AttentionRule:
         logits = self.scored(block, products, score)
         return self.seen(block, mask, logits) if masked else logits
 
+    def finite(self, products, value):
+        """Whether these products, and by columns these values, are finite."""
+        finite = jnp.isfinite(products)
+        return finite if self.by_rows else finite & jnp.all(jnp.isfinite(value), axis=0)[None, :]
+
     def checked(self, block, masked, mask, logits, finite):
         """The logits, -inf where a key is not seen, NaN where it is and they are not of what is finite."""
         if self.scoreless and self.many_rows and self.turns(*logits.shape):
@@ -223,9 +234,10 @@ class AttentionRule:
         logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
         if masked:
             logits = self.seen(block, mask, logits)
-        if self.few:
-            checked = self.checked(block, masked, mask, self.scored(block, found, score), jnp.isfinite(found))
-            weights = _own_weights(checked, logits, lse)
+        if self.few or self.alone:
+            raw = self.scored(block, found, score)
+            checked = self.checked(block, masked, mask, raw, self.finite(found, uncleaned[2]))
+            weights = _own_weights(self, checked, self.seen(block, mask, raw) if masked else raw, logits, lse)
         else:
             # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
             weights = jnp.exp(jnp.minimum(logits - lse[:, None], 0))
@@ -275,17 +287,29 @@ def _product_jvp(rule, primals, tangents):
     return _product(rule, *primals), product(d_query, key) + product(query, d_key)
 
 
-@jax.custom_jvp
-def _own_weights(checked, logits, lse):
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _own_weights(rule, checked, raw, logits, lse):
     """exp(logits - lse), as `Softmax.find` makes them, once for both as above; 0 in a row that is not finite."""
-    weights = softmax_of_few(checked)
-    return finite_or_zero(weights.ravel()).reshape(weights.shape)
+    if rule.few:
+        weights = softmax_of_few(checked)
+        return finite_or_zero(weights.ravel()).reshape(weights.shape)
+    _, weights, total = exponentials(checked, raw)
+    return finite_or_zero(weights / total[:, None])
 
 
 @_own_weights.defjvp
-def _own_weights_jvp(primals, tangents):
-    weights, (_, d_logits, d_lse) = _own_weights(*primals), tangents
+def _own_weights_jvp(rule, primals, tangents):
+    weights, (*_, d_logits, d_lse) = _own_weights(rule, *primals), tangents
     return weights, weights * (d_logits - d_lse[:, None])
+
+
+def exponentials(checked, logits):
+    """The highest of each row of logits, the exponentials of what the checked ones are below it, and the sum of each
+    row of them."""
+    # checked after the maximum, before which it is a pass more; not -inf, from which nothing is subtracted
+    peak = jnp.maximum(jnp.max(logits, axis=-1), jnp.finfo(logits.dtype).min)
+    weights = jnp.exp(checked - peak[:, None])
+    return peak, weights, jnp.sum(weights, axis=-1)
 
 
 def softmax_of_few(logits):

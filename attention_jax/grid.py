@@ -27,6 +27,11 @@ class Grid:
     def steps(self, letter: str) -> int:
         return self.length(letter) // self.size(letter)
 
+    @property
+    def alone(self) -> bool:
+        """Whether one step takes all there is."""
+        return self.lengths == self.sizes
+
     def tile_of(self, most: int) -> int:
         """How many queries or keys a tile has, where a block has so many tiles at most."""
         return self.tile * -(-max(self.size("t"), self.size("s")) // (most * self.tile))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 
-from attention_jax.attention_rule import exponentials_of_few, finite_or_zero, softmax_of_few
+from attention_jax.attention_rule import exponentials, exponentials_of_few, finite_or_zero, softmax_of_few
 from attention_jax.block_fold import Fold
 from attention_jax.block_sum import BlockSum
 from attention_jax.blocks import reordered
@@ -56,9 +56,7 @@ class Softmax(Fold):
         if rule.lone:
             products += rule.mark(value)
         logits = rule.scored(block, products, score)
-        finite = jnp.isfinite(products)
-        if not (nans or rule.by_rows):
-            finite &= jnp.all(jnp.isfinite(value), axis=0)[None, :]
+        finite = jnp.isfinite(products) if nans else rule.finite(products, value)
         checked = rule.checked(block, masked, mask, logits, finite)
         if rule.lone and rule.scoreless and not masked and seed is None:
             weights = 1 + (logits - logits)  # where they are finite the value is, too
@@ -74,10 +72,8 @@ class Softmax(Fold):
         elif rule.few:
             weights, total = exponentials_of_few(checked)
             peak = -jnp.min(-checked, axis=-1)  # to ask for their maximum would keep YNNPACK from the exponentials
-        else:  # checked after the maximum, before which it is a pass more; not -inf, from which nothing is subtracted
-            peak = jnp.maximum(jnp.max(logits, axis=-1), jnp.finfo(logits.dtype).min)
-            weights = jnp.exp(checked - peak[:, None])
-            total = jnp.sum(weights, axis=-1)
+        else:
+            peak, weights, total = exponentials(checked, logits)
         sums = rule.product(f"ts,{keys}->th", rule.dropped(block, weights, seed), value, value)
         return peak, total, sums
 
@@ -90,8 +86,7 @@ class Softmax(Fold):
     def jvp(self, primals, tangents):
         rule, channels = self.rule, self.outputs[0].shape[-1]
         (primals, axes), (tangents, _) = (in_order(rule, each, self.axes) for each in (primals, tangents))
-        if rule.by_rows:
-            rule = replace(rule, derived=True).fitted(self.grid)
+        rule = replace(rule, derived=True).fitted(self.grid)
         output, lse = replace(self, rule=rule, axes=axes)(*primals)
         given = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
         total = BlockSum(

@@ -687,9 +687,9 @@ def test_one_key_with_the_largest_of_values():
 @pytest.mark.parametrize("dropout", [{}, {"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)}], ids=["", "dropout"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", [1, 2])
-@pytest.mark.parametrize("T, S, H", [(35, 1, 8), (48, 9, 8), (48, 40, 32), (3, 5, 40)])
+@pytest.mark.parametrize("T, S, H", [(35, 1, 8), (48, 9, 8), (48, 40, 32), (3, 5, 40), (48, 70, 8)])
 @pytest.mark.parametrize("old", [True, False], ids=["old XLA", "new XLA"])
-def test_few_keys_of_which_one_is_poisoned(T, S, H, which, poison, dropout, old):
+def test_an_only_block_of_which_a_key_is_poisoned(T, S, H, which, poison, dropout, old):
     """That of head 1, which heads 2 and 3 of the queries see: these are NaN, whole, and take nothing back."""
     *inputs, cotangent = suite.inputs((T, S, 4, 2, H, H, (2,)))
 
@@ -710,6 +710,26 @@ def test_few_keys_of_which_one_is_poisoned(T, S, H, which, poison, dropout, old)
     for ours, clean, heads in zip(taken_back, gradients, (2, 1, 1), strict=True):
         assert (ours[:, :, heads:] == 0).all()
         assert np.asarray(ours[:, :, :heads]).tobytes() == np.asarray(clean[:, :, :heads]).tobytes()
+
+
+@pytest.mark.parametrize("score", [None, aj.soft_cap(2.0)], ids=["", "capped"])
+@pytest.mark.parametrize("mask", [None, aj.causal(offset=-3)], ids=["", "causal"])
+@pytest.mark.parametrize("heads, tile", [(4, 128), (2, 128), (2, 16)])
+def test_an_only_block_of_many_keys(heads, tile, mask, score):
+    """Of heads alone and in groups; whole, and cut where the mask cuts."""
+    *inputs, cotangent = suite.inputs((75, 70, 4, heads, 8, 40, (2,)))
+    modes = partial(every_mode, cotangent, mask=mask, score=score)
+    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(tile=tile)):
+        ours = jax.jit(partial(modes, "blockwise"))(*inputs)
+    with x64_if(True):
+        suite.close(ours, jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, aj.causal(offset=-3)], ids=["", "causal"])
+def test_what_both_passes_ask_for_is_made_once_if_each_is_a_step(mask):
+    *inputs, cotangent = suite.inputs((75, 70, 4, 4, 8, 8, (2,)))
+    program = jax.jit(lambda *inputs: jax.vjp(partial(aj.attention, mask=mask), *inputs)[1](cotangent))
+    assert program.lower(*inputs).compile().as_text().count(" exponential(") == 1
 
 
 def area(tiles, masked):
