@@ -54,13 +54,12 @@ class AttentionRule:
 
     def fitted(self, grid):
         """The same, for the steps of this grid."""
-        pays = not (self.by_rows and self.derived)  # by rows a sum of zeros costs more than it saves beside derivatives
         return replace(
             self,
             alone=self.cpu and self.derived and self.masks == 0 and grid.alone,
             softmax_at_once=self.few and not OLD_XLA,
             many_rows=steps.many_rows(grid),
-            many_small=self.cpu and OLD_XLA and pays and steps.many_small(grid, self.channels[0]),
+            many_small=self.cpu and OLD_XLA and steps.many_small(grid, self.channels[0]),
             tiny=self.few and self.precision is None and steps.tiny(grid, max(self.channels)),
         )
 
@@ -258,17 +257,19 @@ class AttentionRule:
         if not self.scoreless:  # of what is hidden, it may have a slope that is not finite
             d_logits = shown(d_logits)
 
+        # a sum of zeros is fused with a product if no other asks for the same; in the tiles of a loop that did not pay
+        apart = jnp.abs if self.heads_first or not masked else jnp.asarray
         first = len(operands) - 4
         gradients = dict(zip(range(self.masks, self.masks + self.scores), d_score, strict=True))
         if first in moving:
             gradients[first] = self.product("ts,hs->th", d_logits, key, key) * self.scales[0]
         if first + 1 in moving:
-            gradients[first + 1] = self.over_queries(query, d_logits * self.scales[1], key, of_group)
+            gradients[first + 1] = self.over_queries(query, d_logits * self.scales[1], apart(key), of_group)
         if first + 2 in moving:
             weights = self.dropped(block, weights, seed)
             gradients[first + 2] = jnp.zeros_like(value)
             if d_output is not None:
-                gradients[first + 2] = self.over_queries(d_output, weights, value, of_group)
+                gradients[first + 2] = self.over_queries(d_output, weights, apart(value), of_group)
         # the mask's own arrays, if they are numbers, have none
         return [gradients[index] if index in gradients else jnp.zeros_like(operands[index]) for index in moving]
 

@@ -148,7 +148,7 @@ MUTANTS = [
     Mutant("attention_rule.py", "d_total = -lost if d_total is None else d_total - lost", "d_total = -lost", "test_blockwise.py::test_by_rows"),
     Mutant("attention_rule.py", "lost = jnp.sum(shown(weights * d_weights), axis=-1)", "lost = jnp.sum(weights, axis=-1)", "test_blockwise.py::test_by_rows"),
     Mutant("attention_rule.py", "return sums / jnp.where(total == 0, 1, total)[:, None] if self.normalised(sums.shape[1]) else sums, total", "return sums, total", "test_blockwise.py::test_by_rows"),
-    Mutant("attention_rule.py", "d_logits * self.scales[1], key,", "d_logits, key,", "test_blockwise.py::test_by_rows"),
+    Mutant("attention_rule.py", "d_logits * self.scales[1], apart", "d_logits, apart", "test_blockwise.py::test_by_rows"),
     Mutant("attention_rule.py", 'keys = "sh" if "sh" in letters else "hs"', 'keys = "sh" if self.few else "hs"', "test_blockwise.py::test_one_head_a_step_with_the_products_of_many"),
     Mutant("heads.py", "output.total[0] if isinstance(output, OfGroup) else jnp.sum(output, 0)", "jnp.sum(getattr(output, 'total', output), 0)", "test_blockwise.py::test_by_rows"),
     Mutant("blockwise.py", "2 * T <= S)", "False)", "test_blockwise.py::test_few_queries_take_keys_by_rows"),
