@@ -102,8 +102,9 @@ class AttentionRule:
         return (1, self.scale, 1) if self.few else (self.scale, 1, 1)
 
     def turns(self, T, S):
-        """Whether a product takes keys turned, by columns: of narrow heads, with as many queries as keys or more."""
-        return OLD_XLA and self.by_rows and T >= S >= self.channels[0] and self.channels[0] <= 32
+        """Whether a product takes keys turned, by columns: few, of narrow heads, for more than one query. Without a sum
+        of zeros: divided, it takes longer."""
+        return OLD_XLA and self.few and T > 1 and self.channels[0] <= min(S, 32)
 
     def cleaned(self, operands):
         """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
@@ -190,9 +191,9 @@ class AttentionRule:
         letters = letters.replace("hs", "sh") if self.by_rows else letters
         if self.tiny:
             return _summed(letters, one, other)
-        keys = "sh" if "sh" in letters else "hs"
         if letters == "th,sh->ts" and self.turns(len(one), len(other)):
-            letters, other = "th,hs->ts", _turned(other)
+            return jnp.einsum("th,hs->ts", one, _turned(other), precision=self.precision)
+        keys = "sh" if "sh" in letters else "hs"
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
             return product
