@@ -44,6 +44,8 @@ class Sizes(NamedTuple):
     """Numbers in the largest array of one step, be that scores, queries or keys; at most twice as many, if they are all
     there are, and scores and queries less than four times as many. On a CPU the arrays of a step should stay below 32
     MiB, from where on malloc gives memory back after each call; an accelerator wants to be filled."""
+    derived: int
+    """The same of one step that is all there is, beside derivatives: what both passes ask for is then made once."""
     few: int
     """The same of few keys, if they are not all there are: their steps should stay in the cache."""
     together: int
@@ -51,8 +53,8 @@ class Sizes(NamedTuple):
     the last. Only steps of at most `step` scores, or of all keys: others would need more memory than that."""
 
 
-CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, few=2**18, together=2)
-ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, few=2**25, together=1)
+CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, derived=3 * 2**19, few=2**18, together=2)
+ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, derived=2**26, few=2**25, together=1)
 
 
 def blockwise_attention(
@@ -267,7 +269,10 @@ def block_grid(
     # to cut off what is hidden of few keys costs more than it saves, unless they are more than two tiles
     tile = max(sizes.tile, min(s, 2 * sizes.tile)) if few else sizes.tile
     examples = step // (B * K * numbers(t, s)[0]), all_at_once
-    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s), tile, together, examples)
+    taken = (1, b, k, G, t, s)
+    alone = (t, s) == (T, S) and largest <= sizes.derived and both < 4 * sizes.step
+    derived = (1, B, K, G, T, S) if alone else taken
+    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), taken, derived, tile, together, examples)
 
 
 def _few(S: int, H: int, tile: int) -> bool:

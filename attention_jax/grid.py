@@ -9,11 +9,13 @@ LETTERS = "xbkgts"
 
 @dataclass(frozen=True)
 class Grid:
-    """The length of each of the axes `xbkgts`, how much of it one step takes, how many queries or keys a tile at least,
-    how many steps may run together, and how many examples of `vmap` a step may take, of more and if that is all."""
+    """The length of each of the axes `xbkgts`, how much of it one step takes, and how much beside derivatives, how many
+    queries or keys a tile at least, how many steps may run together, and how many examples of `vmap` a step may take,
+    of more and if that is all."""
 
     lengths: tuple[int, ...]
     sizes: tuple[int, ...]
+    derived_sizes: tuple[int, ...]
     tile: int
     together: int
     examples: tuple[int, int]
@@ -40,7 +42,12 @@ class Grid:
         """The same for so many examples of `vmap`, each with steps of its own if they are `apart`."""
         some, most = self.examples
         size = 1 if apart else count if count <= most else divisor(count, some)
-        return replace(self, lengths=(count, *self.lengths[1:]), sizes=(size, *self.sizes[1:]))
+        sizes = (size, *self.sizes[1:])
+        return replace(self, lengths=(count, *self.lengths[1:]), sizes=sizes, derived_sizes=sizes)
+
+    def derived(self) -> "Grid":
+        """The same where derivatives are taken in the same program."""
+        return replace(self, sizes=self.derived_sizes)
 
     def start(self, letter: str, step: Any) -> Any:
         """Where a step begins; known in advance where there is but one, and with it what the mask does to a block."""

@@ -86,12 +86,13 @@ class Softmax(Fold):
     def jvp(self, primals, tangents):
         rule, channels = self.rule, self.outputs[0].shape[-1]
         (primals, axes), (tangents, _) = (in_order(rule, each, self.axes) for each in (primals, tangents))
-        rule = replace(rule, derived=True).fitted(self.grid)
-        output, lse = replace(self, rule=rule, axes=axes)(*primals)
+        grid = self.grid.derived() if self.static_kind else self.grid
+        rule = replace(rule, derived=True).fitted(grid)
+        output, lse = replace(self, rule=rule, grid=grid, axes=axes)(*primals)
         given = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
         total = BlockSum(
             rule,
-            self.grid,
+            grid,
             (*axes, self.out_axes[1]),
             self.out_axes,
             self.outputs,
@@ -101,7 +102,7 @@ class Softmax(Fold):
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
         if rule.normalised(channels):
             return (output, lse), (d_output, d_lse)
-        b, k, g, t = (self.grid.length(letter) for letter in "bkgt")
+        b, k, g, t = (grid.length(letter) for letter in "bkgt")
         known = output.reshape(-1, b, t, k, g, channels)
         # where the output is NaN it takes nothing back
         moved = jnp.where(jnp.isfinite(lse), d_lse, 0).reshape(-1, b, k, g, t)

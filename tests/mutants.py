@@ -179,6 +179,11 @@ MUTANTS = [
     Mutant("attention_rule.py", "return 1, 1, self.scale", "return 1, 1, 1", "test_blockwise.py::test_one_key"),
     # an only block
     Mutant("attention_rule.py", "alone=self.cpu and", "alone=False and", "test_blockwise.py::test_what_both_passes_ask_for_is_made_once_if_each_is_a_step"),
+    Mutant("blockwise.py", "largest <= sizes.derived and", "largest < sizes.derived and", "test_blockwise.py::test_a_step_is_larger_beside_derivatives_if_it_is_all"),
+    Mutant("blockwise.py", "both < 4 * sizes.step\n", "both <= 4 * sizes.step\n", "test_blockwise.py::test_a_step_is_larger_beside_derivatives_if_it_is_all"),
+    Mutant("blockwise.py", "alone = (t, s) == (T, S) and", "alone =", "test_blockwise.py::test_a_step_is_larger_beside_derivatives_if_it_is_all"),
+    Mutant("softmax.py", "if self.static_kind else self.grid", "if True else self.grid", "test_blockwise.py::test_a_step_is_not_larger_where_arrays_decide_what_is_seen"),
+    Mutant("grid.py", "sizes=sizes, derived_sizes=sizes)", "sizes=sizes)", "test_blockwise.py::test_a_step_is_larger_beside_derivatives_if_it_is_all"),
     Mutant("attention_rule.py", "self.masks == 0 and grid.alone", "self.masks == 0", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("attention_rule.py", "finite_or_zero(weights / total[:, None])", "weights / total[:, None]", "test_blockwise.py::test_an_only_block_of_many_keys"),
     Mutant("attention_rule.py", "finite_or_zero(weights / total[:, None])", "finite_or_zero(weights)", "test_blockwise.py::test_an_only_block_of_many_keys"),

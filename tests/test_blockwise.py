@@ -402,6 +402,24 @@ def test_heads_and_examples_in_a_step(shape, platform, heads):
     assert grid.size("b") * grid.size("k") * grid.size("g") == heads
 
 
+@pytest.mark.parametrize("shape, alone", [
+    ((3, 256, 8, 64), True), ((4, 256, 8, 64), False), ((8, 128, 8, 128), False), ((1, 1200, 1, 64), False),
+])  # fmt: skip
+def test_a_step_is_larger_beside_derivatives_if_it_is_all(shape, alone):
+    grid = grid_for(aj.causal(), None, shape, shape, "cpu")
+    assert not grid.alone
+    assert grid.derived().alone == alone
+    several = grid.of_examples(2, apart=False)
+    assert several.derived() == several
+
+
+@pytest.mark.parametrize("mask, alone", [(aj.causal(), True), (aj.key_lengths(np.array([99, 256, 7])), False)])
+def test_a_step_is_not_larger_where_arrays_decide_what_is_seen(mask, alone):
+    x = jax.ShapeDtypeStruct((3, 256, 8, 64), jnp.float32)
+    program = jax.jit(jax.grad(lambda x: aj.attention(x, x, x, mask=mask).sum())).lower(x).as_text()
+    assert ("stablehlo.while" not in program) == alone
+
+
 @pytest.mark.parametrize("length, platform, most, tile", [
     (64, "cpu", 4, 128), (300, "cpu", 4, 128), (1024, "cpu", 4, 256), (1024, "cpu", 8, 128), (1500, "cpu", 4, 256),
     (4096, "cuda", 4, 512), (4096, "cuda", 8, 256),
