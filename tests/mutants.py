@@ -4,17 +4,25 @@ Each fault is put into a copy of the checkout, and the test named beside it is r
 text is no longer in the file is an error too, so that this list cannot fall behind the library.
 """
 
+import contextlib
+import importlib
+import io
+import multiprocessing
 import os
+import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
+SURVIVES, CAUGHT = 10, 11  # exit statuses that mean nothing else
 
 
 class Mutant(NamedTuple):
@@ -210,35 +218,51 @@ def copy(target: Path) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target / name)
 
 
-def run(test: str, root: Path) -> bool:
-    """Whether the test passes there."""
-    file, *more = shlex.split(test)
-    same_draws = "--hypothesis-seed=0"  # or a fault could be caught one day and not the next
-    options = ["-q", "-x", "-n0", "-p", "no:cacheprovider", same_draws]
-    command = [sys.executable, "-m", "pytest", *options, f"tests/{file}", *more]
-    cache = ROOT / ".pytest_cache" / "d" / "jax"  # of the right library, most of which the wrong one shares
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"{test} could not be run:\n{done.stdout}{done.stderr}")
-    return done.returncode == 0
+def try_it(mutant: Mutant) -> NoReturn:
+    """End this process with what became of it."""
+    with tempfile.TemporaryDirectory() as root:
+        copy(Path(root))
+        file = Path(root, "attention_jax", mutant.file)
+        file.write_text(file.read_text().replace(mutant.right, mutant.wrong))
+        test, *more = shlex.split(mutant.test)
+        same_draws = "--hypothesis-seed=0"  # or a fault could be caught one day and not the next
+        os.chdir(root)
+        sys.path[0] = root
+        with io.StringIO() as printed, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            status = pytest.main(["-q", "-x", "-n0", "-p", "no:cacheprovider", same_draws, f"tests/{test}", *more])
+            report = printed.getvalue()
+    if status not in (0, 1):
+        print(report, file=sys.stderr, flush=True)
+    os._exit({0: SURVIVES, 1: CAUGHT}.get(status, 1))  # and not with the threads of the process it was forked from
 
 
 def survives(mutant: Mutant) -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        copy(root := Path(folder))
-        file = root / "attention_jax" / mutant.file
-        text = file.read_text()
-        if text.count(mutant.right) != 1:
-            raise RuntimeError(f"{mutant.file} has {text.count(mutant.right)} times, not once: {mutant.right}")
-        file.write_text(text.replace(mutant.right, mutant.wrong))
-        return run(mutant.test, root)
+    count = (ROOT / "attention_jax" / mutant.file).read_text().count(mutant.right)
+    if count != 1:
+        raise RuntimeError(f"{mutant.file} has {count} times, not once: {mutant.right}")
+    process = multiprocessing.get_context("fork").Process(target=try_it, args=(mutant,))
+    process.start()
+    process.join()
+    if process.exitcode not in (SURVIVES, CAUGHT):
+        raise RuntimeError(f"{mutant.test} could not be run: it ended with {process.exitcode}")
+    return process.exitcode == SURVIVES
+
+
+def prepare() -> None:
+    """Import, once for all faults, what the tests do; and have them share the compiled code of the right library."""
+    runpy.run_path(str(ROOT / "tests" / "conftest.py"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["-n0", "--noconftest", "--collect-only", str(ROOT / "tests" / "conftest.py")])  # for its plugins
+    for name in ("chex", "flax.nnx", "optax"):
+        importlib.import_module(name)
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX has no threads yet
 
 
 def main() -> int:
     """Print what became of each; the exit status says whether all were caught."""
     alive = 0
     mutants = [mutant for mutant in MUTANTS if mutant.file in sys.argv[1:] or len(sys.argv) == 1]
+    prepare()
     with ThreadPoolExecutor(2) as pool:
         for mutant, survived in zip(mutants, pool.map(survives, mutants), strict=True):
             alive += survived
