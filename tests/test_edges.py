@@ -99,7 +99,7 @@ def test_what_fills_the_last_block_has_no_slope_of_its_own(mask, score):
         def loss(w, *x):
             return jnp.sum(attend(*x, mask=mask, score=score(w), **options) ** 2)
 
-        return jax.grad(loss, (0, 1, 2, 3))(0.7, *X)
+        return jax.jit(jax.grad(loss, (0, 1, 2, 3)))(0.7, *X)
 
     found, true = of_all(BOTH["blockwise"], block_sizes=(4, 3)), of_all(BOTH["reference"])
     assert all(np.isfinite(x).all() for x in true)
@@ -170,8 +170,8 @@ def test_nothing_is_promoted_in_silence(implementation):
         return jnp.sum(output.astype(jnp.float32))
 
     with jax.numpy_dtype_promotion("strict"):
-        found = jax.value_and_grad(loss, (0, 1, 2))(*x)
-    suite.close(found, jax.value_and_grad(loss, (0, 1, 2))(*x), 0)
+        found = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*x)
+    suite.close(found, jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*x), 0)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
@@ -364,7 +364,7 @@ def test_second_derivatives_pass_by_what_a_score_does_to_hidden_pairs(slope, blo
 
         return jax.grad(along, (0, 1))(query, key)
 
-    found, true = (second(attend, query, key) for attend in (ours, aj.multi_head_attention))
+    found, true = (jax.jit(partial(second, attend))(query, key) for attend in (ours, aj.multi_head_attention))
     assert all(jnp.isfinite(x).all() for x in true)
     suite.close(found, true, tolerance=1e-5)
 
@@ -458,9 +458,9 @@ def test_functions_inside_a_checked_shard_map(name, spread):
     found = jax.jit(jax.shard_map(
         gradients, mesh=mesh, in_specs=(of_x, of_weights, of_output), out_specs=(of_x, of_weights),
     ))(x, weights, cotangent)  # fmt: skip
+    alone = jax.jit(gradients)
     each = [
-        gradients(x[:, i : i + 1], weights[i : i + 1] if spread else weights, cotangent[i : i + 1])
-        for i in range(devices)
+        alone(x[:, i : i + 1], weights[i : i + 1] if spread else weights, cotangent[i : i + 1]) for i in range(devices)
     ]
     join = jnp.concatenate if spread else sum
     suite.close(found, (jnp.concatenate([one[0] for one in each], 1), join([one[1] for one in each])), 1e-5)

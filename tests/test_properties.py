@@ -187,7 +187,7 @@ def test_a_few_cases(case):
 
 
 @pytest.mark.slow
-@settings(max_examples=120, **LIMITS)
+@settings(max_examples=60, **LIMITS)
 @given(cases())
 def test_many_cases(case):
     check(case)

@@ -107,8 +107,9 @@ def test_killed_runs_end_in_the_same_bits():
 @pytest.mark.slow
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_so(number, status):
-    main(["text", *TINY, "--steps", "400", "--name", "whole"])
-    process = start(*TINY[:-1], "--steps", "400", "--name", "stopped")
+    long = ["--steps", "400", "--eval-every", "400", "--checkpoint-every", "200"]
+    main(["text", *TINY, *long, "--name", "whole"])
+    process = start(*TINY[:-1], *long, "--name", "stopped")
     wait_for(process, "stopped", 10)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
