@@ -1,8 +1,9 @@
 """Strict everywhere: silent broadcasting over ranks is an error.
 
 The tests compile far more than they compute. XLA is told to optimise little and to compile fast, which takes a third of
-the time; `XLA_FLAGS= python -m pytest` tests the code that users run, and so does `.ci/run`. What was compiled is kept
-in `.pytest_cache`, where the next run and other processes find it; `python -m pytest --cache-clear` forgets it.
+the time; `XLA_FLAGS= python -m pytest` tests the code that users run. `.ci/run` does so for the contract, for the
+equation on the newest versions, and for whole runs of the trainer. What was compiled is kept in `.pytest_cache`, where
+the next run and other processes find it; `python -m pytest --cache-clear` forgets it.
 """
 
 import os
