@@ -494,15 +494,16 @@ def test_keys_that_a_loop_takes_once_are_not_copied():
     assert copies(partial(one_head_a_step, mask=aj.causal(), block_sizes=(16, 8))) == 2
 
 
-# each mask, score and number of heads with each of the others once
-SQUARE = [
-    (mask, score, [(4, 4), (4, 2), (4, 1)][(row + column) % 3])
-    for row, mask in enumerate(["none", "causal", "window"])
-    for column, score in enumerate(["none", "alibi", "soft cap, then bias"])
+# at once, each mask, score and number of heads with each of the others; at leisure, all three with all
+CUBE = [
+    pytest.param(mask, score, heads, marks=() if (i + j + k) % 3 == 0 else pytest.mark.slow)
+    for i, mask in enumerate(["none", "causal", "window"])
+    for j, score in enumerate(["none", "alibi", "soft cap, then bias"])
+    for k, heads in enumerate([(4, 4), (4, 2), (4, 1)])
 ]
 
 
-@pytest.mark.parametrize("mask, score, heads", SQUARE)
+@pytest.mark.parametrize("mask, score, heads", CUBE)
 def test_one_head_a_step(mask, score, heads):
     *arrays, cotangent = suite.inputs((13, 17, *heads, 8, 5, (2,)))
     options = {"mask": MASKS[mask], "score": SCORES[score](SLOPES)}
@@ -675,14 +676,19 @@ def every_mode(cotangent, implementation, *inputs, **options):
     return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
 
 
+def exact(modes, inputs):
+    """What `modes` finds with the reference in float64."""
+    with x64_if(True):
+        return jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs))
+
+
 @pytest.mark.parametrize("queries, keys", [(35, 1), (35, 2), (35, 40), (35, 41), (35, 64), (3, 70)])
 def test_by_rows(queries, keys):
     """Fewer keys than channels of a query, than those of a value, and more; and few queries."""
     *inputs, cotangent = suite.inputs((queries, keys, 4, 2, 8, 40, (2,)))
     mask = aj.key_lengths(np.array([0, keys])) & aj.causal(offset=keys - queries + 2)
     modes = partial(every_mode, cotangent, mask=mask)
-    with x64_if(True):
-        truth = jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs))
+    truth = exact(modes, inputs)
 
     block = min(keys, 64)
     many_steps = CPU._replace(block=block, narrow=block, step=1, few=1)
@@ -698,8 +704,7 @@ def test_one_key(options):
     *inputs, cotangent = suite.inputs((35, 1, 4, 2, 8, 40, (2,)))
     modes = partial(every_mode, cotangent, **options)
     ours = jax.jit(partial(modes, "blockwise"))(*inputs)
-    with x64_if(True):
-        truth = jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs))
+    truth = exact(modes, inputs)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(truth), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)  # some are 0, as a difference of what is not
 
@@ -742,8 +747,7 @@ def test_an_only_block_of_many_keys(heads, mask, score):
     """Of heads alone and in groups; whole, and cut where the mask cuts."""
     *inputs, cotangent = suite.inputs((75, 70, 4, heads, 8, 40, (2,)))
     modes = partial(every_mode, cotangent, mask=mask, score=score)
-    with x64_if(True):
-        truth = jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs))
+    truth = exact(modes, inputs)
     for tile in (128, 16):
         with mock.patch("attention_jax.blockwise.CPU", CPU._replace(tile=tile)):
             suite.close(jax.jit(partial(modes, "blockwise"))(*inputs), truth, 1e-5)
