@@ -48,6 +48,10 @@ class AttentionRule:
     tiny: bool = False  # whether all is so small that its loops have summed products before a matrix product has begun
 
     @property
+    def positional(self) -> bool:
+        return self.masks == 0
+
+    @property
     def relative(self) -> bool:
         mask = self.mask_of()
         return mask is not None and mask.relative
@@ -56,7 +60,7 @@ class AttentionRule:
         """The same, for the steps of this grid."""
         return replace(
             self,
-            alone=self.cpu and self.derived and self.masks == 0 and grid.alone,
+            alone=self.cpu and self.derived and self.positional and grid.alone,
             softmax_at_once=self.few and not OLD_XLA,
             many_rows=steps.many_rows(grid),
             many_small=self.cpu and OLD_XLA and steps.many_small(grid, self.channels[0]),

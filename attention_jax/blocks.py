@@ -27,6 +27,8 @@ class Rule(Protocol):
     """What is done with a block. Hashable; the arrays come as operands, cut down to the block and to one head, in
     float32 or better."""
 
+    positional: bool
+    """Whether `some_every` looks at positions alone, and at no array."""
     relative: bool
     """Whether only the distance of two positions says if they count."""
     padded: bool
@@ -52,6 +54,10 @@ class SamePairs:
     """A rule about the pairs of another."""
 
     rule: Any
+
+    @property
+    def positional(self) -> bool:
+        return self.rule.positional
 
     @property
     def relative(self) -> bool:
@@ -84,7 +90,6 @@ class Sweep(Operation):
     axes: tuple[str, ...]
     out_axes: tuple[str, ...]
     outputs: tuple[jax.ShapeDtypeStruct, ...]
-    static_kind: bool  # whether `rule.some_every` looks at positions alone
     most_tiles: ClassVar[int] = 4  # of a block; each takes as long to compile as a block
 
     def loop(self, operands, first: Callable, step: Callable, last: Callable, together: int = 1) -> list[jax.Array]:
@@ -199,14 +204,14 @@ class Sweep(Operation):
     def by_kind(self, start, blocks, fn: Callable[[Tiles], Any]):
         """`fn` of the tiles in which some pair counts: of none, where nothing does, and of a whole block, where it is
         not known while tracing which do."""
-        if self.static_kind and all(isinstance(start[a], int) for a in "ts"):
+        if self.rule.positional and all(isinstance(start[a], int) for a in "ts"):
             return fn(tiles_at(self.rule, self.grid, start, blocks, self.most_tiles))
-        if self.static_kind and self.rule.relative and self.grid.size("t") == self.grid.size("s"):
+        if self.rule.positional and self.rule.relative and self.grid.size("t") == self.grid.size("s"):
             patterns, kind = along_diagonals(self.rule, self.grid, start, blocks, self.most_tiles)
             return lax.switch(kind, [partial(fn, tiles) for tiles in patterns])
         rows, columns = ((start[a], start[a] + self.grid.size(a) - 1) for a in "ts")
         patterns = [(), (whole(self.grid, True),), (whole(self.grid, False),)]
-        if self.static_kind:
+        if self.rule.positional:
             some, every = self.rule.some_every(rows, columns, *blocks)
         else:
 
@@ -228,7 +233,8 @@ class Sweep(Operation):
             return [jnp.zeros((0, *x.shape), x.dtype) for x in self.outputs], [0] * len(self.outputs)
         X = self.grid.length("x")
         blocks = self.grid.steps("t") * self.grid.steps("s")
-        grid = self.grid.of_examples(V * X, apart=blocks > 1 and not self.static_kind)  # as others skip other blocks
+        apart = blocks > 1 and not self.rule.positional  # as others skip other blocks
+        grid = self.grid.of_examples(V * X, apart)
 
         def widen(operand, axes, axis):
             """The new axis joins the x axis, so that there is one."""

@@ -122,8 +122,8 @@ def weighted_sums(
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
     rule = replace(problem.rule, few=False)  # of which the log-sum-exp would be their own
     operands, axes = in_order(rule, problem.operands, problem.axes)
-    own = (*axes, "bkgt"), problem.out_axes(), problem.outputs()
-    sums, total = BlockSum(rule, grid, *own, rule.masks == 0)(*operands, problem.given(lse))
+    weighted = BlockSum(rule, grid, (*axes, "bkgt"), problem.out_axes(), problem.outputs())
+    sums, total = weighted(*operands, problem.given(lse))
     return _unpadded(sums, T, batch, N)[..., :Hv], total[..., :T].reshape(*batch, N, T)
 
 
@@ -155,8 +155,7 @@ class Problem(NamedTuple):
 
     def softmax(self) -> list[jax.Array]:
         """Output and log-sum-exp."""
-        own = self.axes, self.out_axes(), self.outputs()
-        return Softmax(self.rule, self.grid, *own, static_kind=self.rule.masks == 0)(*self.operands)
+        return Softmax(self.rule, self.grid, self.axes, self.out_axes(), self.outputs())(*self.operands)
 
 
 def canonical(

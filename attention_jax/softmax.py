@@ -86,18 +86,11 @@ class Softmax(Fold):
     def jvp(self, primals, tangents):
         rule, channels = self.rule, self.outputs[0].shape[-1]
         (primals, axes), (tangents, _) = (in_order(rule, each, self.axes) for each in (primals, tangents))
-        grid = self.grid.derived() if self.static_kind else self.grid
+        grid = self.grid.derived() if rule.positional else self.grid
         rule = replace(rule, derived=True).fitted(grid)
         output, lse = replace(self, rule=rule, grid=grid, axes=axes)(*primals)
         given = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
-        total = BlockSum(
-            rule,
-            grid,
-            (*axes, self.out_axes[1]),
-            self.out_axes,
-            self.outputs,
-            self.static_kind,
-        )
+        total = BlockSum(rule, grid, (*axes, self.out_axes[1]), self.out_axes, self.outputs)
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
         if rule.normalised(channels):

@@ -120,9 +120,9 @@ def attention_statistics(
     patterns = 2 if tokens is None else 4
     out_axes = ("bkgt",) * (2 + 2 * patterns) + ("bkgs",)
     outputs = [jax.ShapeDtypeStruct(of_key if a == "bkgs" else of_query, lse.dtype) for a in out_axes]
-    sums = BlockSum(rule, grid, axes, out_axes, tuple(outputs), problem.rule.masks == 0)(*operands)
+    sums = BlockSum(rule, grid, axes, out_axes, tuple(outputs))(*operands)
     top = jax.ShapeDtypeStruct((*of_query, top_k), lse.dtype)
-    top_keys = TopKeys(rule, grid, axes, ("bkgt.", "bkgt."), (top, top), problem.rule.masks == 0)
+    top_keys = TopKeys(rule, grid, axes, ("bkgt.", "bkgt."), (top, top))
     top_weights, top_keys = top_keys(*operands) if top_k else [jnp.zeros(top.shape, top.dtype)] * 2
     unknown = jnp.broadcast_to(jnp.isnan(lse)[..., None], top.shape)  # not all devices' maxima keep NaN
     top_weights, top_keys = jnp.where(unknown, jnp.nan, top_weights), jnp.where(unknown, -1, top_keys)
