@@ -7,6 +7,7 @@ are fast at; forward mode, higher orders and what is not finite are the slow fun
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -78,17 +79,6 @@ class _Derived(Operation):
         last = len(operands) - (len(self.moving) if isinstance(self, Differential) else 1)
         return operands[:last], operands[last:]
 
-    def partial(self, fn: Callable, primals) -> tuple[Callable, Sequence]:
-        """`fn` of the moving operands alone, and these."""
-
-        def of_moving(*moved):
-            operands = list(primals)
-            for index, value in zip(self.moving, moved, strict=True):
-                operands[index] = value
-            return fn(*operands)
-
-        return of_moving, [primals[index] for index in self.moving]
-
     def batch(self, operands, axes):
         V = next(operand.shape[axis] for operand, axis in zip(operands, axes, strict=True) if axis is not None)
         count = len(self.split(operands)[0])
@@ -118,7 +108,7 @@ class Differential(_Derived):
 
     def run(self, *operands):
         primals, tangents = self.split(operands)
-        fn, moving = self.partial(self.of.slow, primals)
+        fn, moving = _of_moving(self.of.slow, primals, self.moving)
         return [jax.jvp(fn, tuple(moving), tuple(tangents))[1]]
 
     def jvp(self, primals, tangents):
@@ -142,23 +132,15 @@ class Pullback(_Derived):
         return replace(self, of=of, outputs=tuple(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in moving))
 
     def run(self, *operands):
-        def by(fn):
-            def pull(*operands):
-                primals, (cotangent,) = self.split(operands)
-                of_moving, moving = self.partial(fn, primals)
-                return jax.vjp(of_moving, *moving)[1](cotangent)
+        return self.of.either(partial(self.pull, self.of.fast), partial(self.pull, self.of.slow), operands)
 
-            return pull
-
-        return self.of.either(by(self.of.fast), by(self.of.slow), operands)
+    def pull(self, fn: Callable, *operands):
+        primals, (cotangent,) = self.split(operands)
+        of_moving, moving = _of_moving(fn, primals, self.moving)
+        return jax.vjp(of_moving, *moving)[1](cotangent)
 
     def jvp(self, primals, tangents):
-        def slowly(*operands):
-            operands, (cotangent,) = self.split(operands)
-            of_moving, moving = self.partial(self.of.slow, operands)
-            return jax.vjp(of_moving, *moving)[1](cotangent)
-
-        return self(*primals), _tangents(slowly, primals, tangents)
+        return self(*primals), _tangents(partial(self.pull, self.of.slow), primals, tangents)
 
     def transpose(self, cotangents, operands, linear):
         primals, (cotangent,) = self.split(operands)
@@ -172,15 +154,20 @@ class Pullback(_Derived):
 
 def _tangents(fn: Callable, primals, tangents):
     moving = [index for index, tangent in enumerate(tangents) if tangent is not None]
+    of_moving, known = _of_moving(fn, primals, moving)
+    return list(jax.jvp(of_moving, tuple(known), tuple(tangents[index] for index in moving))[1])
+
+
+def _of_moving(fn: Callable, operands: Sequence, moving: Sequence[int]) -> tuple[Callable, Sequence]:
+    """`fn` of the moving operands alone, and these."""
 
     def of_moving(*moved):
-        operands = list(primals)
+        everything = list(operands)
         for index, value in zip(moving, moved, strict=True):
-            operands[index] = value
-        return list(fn(*operands))
+            everything[index] = value
+        return fn(*everything)
 
-    given = tuple(primals[index] for index in moving), tuple(tangents[index] for index in moving)
-    return jax.jvp(of_moving, *given)[1]
+    return of_moving, [operands[index] for index in moving]
 
 
 def _wide(output: jax.ShapeDtypeStruct, size: int) -> jax.ShapeDtypeStruct:
