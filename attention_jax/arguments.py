@@ -77,7 +77,7 @@ def positions_for(positions: Positions | None, batch: Sequence[int], T: int, S: 
         return [jnp.arange(T), jnp.arange(S)]
     arrays = positions_alike(positions)
     own = arrays[0].shape[:-1]
-    fits = len(own) in (0, len(batch)) and all(size in (1, wanted) for size, wanted in zip(own, batch, strict=False))
+    fits = len(own) in (0, len(batch)) and broadcasts(own, batch)
     if not fits or [array.shape[-1] for array in arrays] != [T, S]:
         got = " and ".join(map(brief, arrays))
         of_each = f", or [*B, T] = {[*batch, T]} and [*B, S] = {[*batch, S]}" if batch else ""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import ARRAYS, as_array, brief, check_real, index_array, integer_array
+from attention_jax.arguments import ARRAYS, as_array, brief, broadcasts, check_real, index_array, integer_array
 from attention_jax.mask_tree import Mask, as_mask
 
 if TYPE_CHECKING:
@@ -194,10 +194,7 @@ def _broadcast(name: str, array: jax.Array, shape: tuple[int, ...], source: str 
 
     NumPy's own rule would also take `[B, T, S]`, and read it as one array a head wherever B == N.
     """
-    fits = array.ndim in (2, len(shape)) and all(
-        size in (1, wanted) for size, wanted in zip(array.shape[::-1], shape[::-1], strict=False)
-    )
-    if fits:
+    if array.ndim in (2, len(shape)) and broadcasts(array.shape, shape):
         return array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
     *batch, T, S = shape
     wanted = f"[T, S] = [{T}, {S}]"
