@@ -125,6 +125,7 @@ class KVCache:
 
     def positions(self, T: int) -> tuple[jax.Array, jax.Array]:
         """Where the last T tokens stand, `[*B, T]`, and the keys, `[*B, capacity]`; below 0 where there is none."""
+        T = static_int("positions(T)", T, minimum=0)
         length, slots = self.length[..., None], counted(0 * self.length, self.capacity)
         if self.ring:
             keys = length - 1 - (length - 1 - slots) % self.capacity

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +164,7 @@ class Mask:
         )
 
 
-def as_mask(mask: MaskLike) -> Mask:
+def as_mask(mask: MaskLike | Sequence[Any]) -> Mask:
     """A `Mask` as it is, or one made of a bool array `[T, S]` or `[*B, N or 1, T, S]`."""
     if isinstance(mask, Mask):
         return mask

@@ -141,14 +141,14 @@ def mask_from_array(array: ArrayLike | Sequence[Any]) -> Mask:
       array: bool `[T, S]`, `[N or 1, T, S]` for one example, or `[*B, N or 1, T, S]`; T and S may be 1 to broadcast.
 
     Raises:
-      TypeError: an array that is not bool.
+      TypeError: no array of bool.
       ValueError: fewer than two axes; where the mask is used, a shape that does not fit, or a batch that could be taken
         for heads.
 
     >>> mask_from_array([[True, False]]).to_array(2, 2).astype(int).tolist()
     [[1, 0], [1, 0]]
     """
-    return as_mask(jnp.asarray(array))
+    return as_mask(array)
 
 
 def mask_from_function(fn: Callable[[jax.Array, jax.Array], jax.Array]) -> Mask:

@@ -33,8 +33,8 @@ def sinusoidal_positions(positions: Integers, dim: int, *, base: float = 10000.0
       float `[T, D]` or `[*B, T, D]`: sines in the even channels, cosines in the odd ones.
 
     Raises:
-      TypeError: a traced number of positions.
-      ValueError: `dim` is odd.
+      TypeError: a traced number of positions, positions that are not integers, or a `dim` that is none.
+      ValueError: `dim` is odd or below 0, or `base` is not above 0 and finite.
 
     >>> print(sinusoidal_positions(2, 4).round(3))
     [[0.    1.    0.    1.   ]
@@ -43,7 +43,8 @@ def sinusoidal_positions(positions: Integers, dim: int, *, base: float = 10000.0
     xp: Any = jnp
     if np.ndim(positions) == 0:
         xp, positions = np, np.arange(static_int("sinusoidal_positions(positions=)", positions, minimum=0))
-    positions = xp.asarray(positions)
+    else:
+        positions = integer_array("sinusoidal_positions(positions=)", positions)
     frequencies = _frequencies("sinusoidal_positions(dim=)", dim, base)
     angles = positions[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))
     both = xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1)
@@ -100,7 +101,8 @@ def rotary_frequencies(dim: int, *, base: float = 10000.0) -> jax.Array:
       float `[dim / 2]`: base ** (-2 i / dim).
 
     Raises:
-      ValueError: `dim` is odd.
+      TypeError: a `dim` that is no integer.
+      ValueError: `dim` is odd or below 0, or `base` is not above 0 and finite.
 
     >>> print(rotary_frequencies(4))
     [1.   0.01]
@@ -211,14 +213,15 @@ def llama3_scaling(
       `[R / 2]`.
 
     Raises:
-      TypeError: a traced factor.
-      ValueError: a factor below 1, or a `low_factor` that is not below `high_factor`.
+      TypeError: a traced factor, or an `original_length` that is no static integer.
+      ValueError: a factor or an `original_length` below 1, or a `low_factor` that is not below `high_factor`.
 
     >>> print(llama3_scaling(jnp.array([1.0, 1e-4]), factor=8.0, original_length=8192))
     [1.00e+00 1.25e-05]
     """
     if not low_factor < high_factor:
         raise ValueError(f"llama3_scaling wants low_factor < high_factor, got {low_factor} and {high_factor}")
+    original_length = static_int("llama3_scaling(original_length=)", original_length, minimum=1)
     turns = original_length * frequencies / (2 * math.pi)
     keep = jnp.clip((turns - low_factor) / (high_factor - low_factor), 0, 1)
     return frequencies * (keep + (1 - keep) / _at_least_one("llama3_scaling", factor))
@@ -242,8 +245,8 @@ def yarn_scaling(
       `[R / 2]`.
 
     Raises:
-      TypeError: a traced factor.
-      ValueError: a factor below 1, or a `slow` that is not below `fast`.
+      TypeError: a traced factor, or an `original_length` that is no static integer.
+      ValueError: a factor or an `original_length` below 1, or a `slow` that is not below `fast`.
 
     >>> with jnp.printoptions(precision=1):
     ...     print(yarn_scaling(rotary_frequencies(8), factor=4.0, original_length=2048))
@@ -251,6 +254,7 @@ def yarn_scaling(
     """
     if not slow < fast:
         raise ValueError(f"yarn_scaling wants slow < fast, got {slow} and {fast}")
+    original_length = static_int("yarn_scaling(original_length=)", original_length, minimum=1)
     pairs = len(frequencies)
     log_step = -jnp.log(frequencies[1]) if pairs > 1 else 1.0  # of the frequency, from pair to pair
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from attention_jax.arguments import static_int
 from attention_jax.checks import check_auto
 from attention_jax.dot_product import split_heads
 
@@ -60,7 +61,8 @@ def project_separate(
       query `[*B, T, N, H]`, key `[*B, S, K, H]`, value `[*B, S, K, Hv]`.
 
     Raises:
-      ValueError: shapes that do not fit.
+      TypeError: numbers of heads that are no static integers.
+      ValueError: shapes that do not fit, or no head.
 
     >>> x, kernel = jnp.ones((5, 4)), jnp.ones((4, 6))
     >>> [heads.shape for heads in project_separate(x, x, [kernel] * 3, num_heads=3)]
@@ -88,12 +90,14 @@ def project_fused(
       query `[*B, T, N, H]`, key and value `[*B, T, K, H]`.
 
     Raises:
-      ValueError: shapes that do not fit.
+      TypeError: numbers of heads that are no static integers.
+      ValueError: shapes that do not fit, or no head.
 
     >>> [heads.shape for heads in project_fused(jnp.ones((5, 4)), jnp.ones((4, 16)), num_heads=4, num_kv_heads=2)]
     [(5, 4, 2), (5, 2, 2), (5, 2, 2)]
     """
-    N, K = num_heads, num_heads if num_kv_heads is None else num_kv_heads
+    N = static_int("num_heads", num_heads, minimum=1)
+    K = N if num_kv_heads is None else static_int("num_kv_heads", num_kv_heads, minimum=1)
     heads = split_heads(project(x, kernel, bias), N + 2 * K)
     return tuple(jnp.split(heads, [N, N + K], axis=-2))
 

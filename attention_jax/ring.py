@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from attention_jax.arguments import positions_for
+from attention_jax.arguments import positions_for, static_int
 from attention_jax.attention_rule import finite_or_zero
 from attention_jax.blocks import accumulator
 from attention_jax.blockwise import blockwise_attention, grid_for, weighted_sums
@@ -123,11 +123,14 @@ def balanced_order(length: int, parts: int) -> jax.Array:
       int `[T]`, the position of the token that stands at each index: `tokens[..., order]`, `positions=(order, order)`.
 
     Raises:
-      ValueError: a length that is no such multiple.
+      TypeError: a length or a number of devices that is no static integer.
+      ValueError: a length that is no such multiple, or no device.
 
     >>> balanced_order(8, 2).tolist()
     [0, 1, 6, 7, 2, 3, 4, 5]
     """
+    length = static_int("balanced_order(length)", length, minimum=0)
+    parts = static_int("balanced_order(parts)", parts, minimum=1)
     if length % (2 * parts):
         raise ValueError(f"length = {length} must be a multiple of 2 x {parts} parts")
     pieces = jnp.arange(length).reshape(2 * parts, -1)
