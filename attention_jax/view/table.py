@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jax.typing import ArrayLike
 
+from attention_jax.mask_tree import as_mask
 from attention_jax.typing import MaskLike
 
 
@@ -22,6 +23,7 @@ def text(
       mask: `Mask`, or bool `[T, S]`, what may be seen. Default: all that is not 0.
 
     Raises:
+      TypeError: a mask that is not bool.
       ValueError: weights, tokens and mask that do not fit each other.
 
     >>> weights = np.array([[1, 0, 0], [0.25, 0.75, 0], [0.5, 0.2, 0.3]])
@@ -40,7 +42,7 @@ def text(
         )
     seen = weights != 0
     if mask is not None:
-        seen = np.asarray(mask.to_array(*weights.shape) if hasattr(mask, "to_array") else mask, bool)
+        seen = np.asarray(as_mask(mask).to_array(*weights.shape))
         if seen.shape != weights.shape:
             raise ValueError(f"mask must be [T, S] = {list(weights.shape)}, got {list(seen.shape)}")
     cells = [["", *columns]]
