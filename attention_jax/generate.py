@@ -13,15 +13,14 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from attention_jax.arguments import brief, index_array, integer_array, static_int
-from attention_jax.cache import KVCache, look_back
+from attention_jax.cache import look_back
 from attention_jax.checks import check_key
 from attention_jax.modules.embedding import LearnedPositions
+from attention_jax.modules.transformer import LayerCaches
 from attention_jax.sampling import Sampling
 from attention_jax.typing import Integers, MaskLike
 
 RING_CHUNK = 256
-
-Cache = list[KVCache] | KVCache
 
 
 class Text(NamedTuple):
@@ -33,7 +32,7 @@ class Text(NamedTuple):
     """int32 `[*B]`, the prompt's tokens included."""
 
 
-class Plan(NamedTuple):
+class _Plan(NamedTuple):
     """What is known while tracing: the model's structure, and how its cache is laid out."""
 
     graphdef: nnx.GraphDef
@@ -45,7 +44,7 @@ class Plan(NamedTuple):
     ring: bool
 
 
-class State(NamedTuple):
+class _State(NamedTuple):
     """Where each text stands. All end at the same column: a shorter one has padding in front."""
 
     tokens: jax.Array
@@ -60,7 +59,7 @@ class State(NamedTuple):
     """`[B, vocab_size]` of the next token."""
     held: jax.Array
     """`[B]`, how many of the last tokens the cache holds."""
-    cache: Cache
+    cache: LayerCaches
 
 
 def generate(
@@ -171,7 +170,7 @@ def _prepare(
     sampling: Sampling,
     stop: jax.Array,
     mask: MaskLike | None,
-) -> tuple[Plan, nnx.State, jax.Array, jax.Array]:
+) -> tuple[_Plan, nnx.State, jax.Array, jax.Array]:
     """The plan, the parameters, and the prompts, moved to end at the same column."""
     prompt, num_tokens = integer_array("prompt", prompt), static_int("num_tokens", num_tokens, minimum=0)
     if prompt.ndim not in (1, 2) or 0 in prompt.shape:
@@ -190,7 +189,7 @@ def _prepare(
 
     total, before = P + num_tokens, look_back(mask)
     graphdef, params = nnx.split(model)
-    plan = partial(Plan, graphdef, num_tokens, sampling.temperature == 0)
+    plan = partial(_Plan, graphdef, num_tokens, sampling.temperature == 0)
     if before is not None and not isinstance(model.positions, LearnedPositions) and before + RING_CHUNK < total:
         plan = plan(before + RING_CHUNK, RING_CHUNK, ring=True)
     else:
@@ -228,9 +227,9 @@ def _generate(
     stop: jax.Array,
     mask: MaskLike | None,
     *,
-    plan: Plan,
+    plan: _Plan,
 ) -> tuple[jax.Array, jax.Array]:
-    def step(state: State, _: None) -> tuple[State, None]:
+    def step(state: _State, _: None) -> tuple[_State, None]:
         run = partial(_step, params, rng=rng, sampling=sampling, stop=stop, mask=mask, plan=plan)
         return jax.lax.cond(state.done.all(), lambda state: state, run, state), None
 
@@ -239,26 +238,26 @@ def _generate(
 
 
 @partial(jax.jit, static_argnames="plan")
-def _start(params: nnx.State, tokens: jax.Array, lengths: jax.Array, mask: MaskLike | None, *, plan: Plan) -> State:
+def _start(params: nnx.State, tokens: jax.Array, lengths: jax.Array, mask: MaskLike | None, *, plan: _Plan) -> _State:
     """Read the prompts."""
     B, P = tokens.shape
     held = lengths if plan.ring else jnp.minimum(lengths, plan.capacity)
     logits, cache = _read(params, tokens if plan.ring else tokens[:, -plan.capacity :], held, mask, plan)
     tokens = jnp.pad(tokens, ((0, 0), (0, plan.num_tokens)))
-    return State(tokens, jnp.asarray(P), lengths, jnp.zeros(B, bool), logits, held, cache)
+    return _State(tokens, jnp.asarray(P), lengths, jnp.zeros(B, bool), logits, held, cache)
 
 
 @partial(jax.jit, static_argnames="plan", donate_argnames="state")
 def _step(
     params: nnx.State,
-    state: State,
+    state: _State,
     rng: jax.Array,
     sampling: Sampling,
     stop: jax.Array,
     mask: MaskLike | None,
     *,
-    plan: Plan,
-) -> State:
+    plan: _Plan,
+) -> _State:
     """Draw a token, write it, and read it."""
     seen: Any = None
     if sampling.repetition_penalty is not None:
@@ -276,12 +275,12 @@ def _step(
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.column, axis=1)
     column, length = state.column + 1, state.length + ~state.done
 
-    def read_on() -> tuple[jax.Array, Cache]:
+    def read_on() -> tuple[jax.Array, LayerCaches]:
         model = nnx.merge(plan.graphdef, params)
         hidden, cache = model.hidden(token[:, None], mask=mask, cache=state.cache)
         return model.logits(hidden[:, -1]), cache
 
-    def read_anew() -> tuple[jax.Array, Cache]:
+    def read_anew() -> tuple[jax.Array, LayerCaches]:
         text = jax.lax.dynamic_slice_in_dim(tokens, column - plan.capacity, plan.capacity, axis=1)
         return _read(params, text, held, mask, plan)
 
@@ -292,12 +291,12 @@ def _step(
         full = held > plan.capacity
         held = jnp.where(full, max(plan.capacity // 2, 1), held)
         logits, cache = jax.lax.cond(full.any(), read_anew, read_on)
-    return State(tokens, column, length, state.done | jnp.isin(token, stop), logits, held, cache)
+    return _State(tokens, column, length, state.done | jnp.isin(token, stop), logits, held, cache)
 
 
 def _read(
-    params: nnx.State, tokens: jax.Array, held: jax.Array, mask: MaskLike | None, plan: Plan
-) -> tuple[jax.Array, Cache]:
+    params: nnx.State, tokens: jax.Array, held: jax.Array, mask: MaskLike | None, plan: _Plan
+) -> tuple[jax.Array, LayerCaches]:
     """Logits after the last `held` `[B]` of tokens `[B, R]`, and the cache that holds these."""
     model, (B, R) = nnx.merge(plan.graphdef, params), tokens.shape
     cache = model.empty_cache(plan.capacity, batch=(B,), padding=R - held, ring=plan.ring)
@@ -305,7 +304,7 @@ def _read(
     hidden, cache = model.hidden(tokens[:, :first], mask=mask, cache=cache)
     chunks = tokens[:, first:].reshape(B, -1, plan.chunk).swapaxes(0, 1)
 
-    def read(before: tuple[jax.Array, Cache], chunk: jax.Array) -> tuple[tuple[jax.Array, Cache], None]:
+    def read(before: tuple[jax.Array, LayerCaches], chunk: jax.Array) -> tuple[tuple[jax.Array, LayerCaches], None]:
         hidden, cache = model.hidden(chunk, mask=mask, cache=before[1])
         return (hidden[:, -1], cache), None
 

@@ -23,8 +23,6 @@ EXPORTS = attention_jax, modules, view, conformance
 CONTENTS = generate, sampling, inspection, pretrained, plot, step
 """and what these define."""
 
-INTERNAL = {"attention_jax.generate.Plan", "attention_jax.generate.State"}
-
 NEEDS_THE_NETWORK = {"attention_jax.pretrained.download_gpt2"}
 
 FROM_NO_PAPER = """
@@ -50,7 +48,7 @@ PUBLIC = {
     f"{module.__name__}.{name}": value
     for module in EXPORTS + CONTENTS
     for name, value in vars(module).items()
-    if is_public(module, name, value) and f"{module.__name__}.{name}" not in INTERNAL
+    if is_public(module, name, value)
 }
 
 
