@@ -20,7 +20,7 @@ from attention_jax.grid import Grid
 from attention_jax.heads import over_heads
 from attention_jax.operation import Operation, vary_like
 from attention_jax.spans import Span, Truth
-from attention_jax.tiles import Block, Tile, Tiles, along_diagonals, cut, joined, tiles_at, whole
+from attention_jax.tiles import Block, Tile, Tiles, along_diagonals, cut_tile, joined, tiles_at, whole
 
 
 class Rule(Protocol):
@@ -190,7 +190,7 @@ class Sweep(Operation):
         where an output lacks one of their axes, it is summed over it."""
         if self.rule.heads_first:
             axes, blocks = zip(*map(partial(reordered, "xbkg"), axes, blocks), strict=True)
-        blocks = [_widened(cut(names, block, tile)) for names, block in zip(axes, blocks, strict=True)]
+        blocks = [_widened(cut_tile(names, block, tile)) for names, block in zip(axes, blocks, strict=True)]
         rows = start["t"] + tile.t[0] + jnp.arange(tile.t[1])
         columns = start["s"] + tile.s[0] + jnp.arange(tile.s[1])
         G = self.grid.length("g")

@@ -264,7 +264,7 @@ def head_weights(
     key: jax.Array,
     visible: jax.Array | None,
     bias: jax.Array | None,
-    change: Change = lambda logits: logits,
+    change: Change,
     *,
     scale: Any,
     precision: PrecisionLike,

@@ -60,14 +60,14 @@ class Sampling:
                 raise ValueError(f"{field.name} must be {wanted}, got {value}")
 
     def penalized(self, logits: jax.Array, seen: jax.Array) -> jax.Array:
-        """Logits `[V]`, with those of tokens in `seen`, bool `[V]`, made less likely."""
+        """Logits `[vocab_size]`, with those of tokens in `seen`, bool `[vocab_size]`, made less likely."""
         if self.repetition_penalty is None:
             return logits
         penalty = self.repetition_penalty
         return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
     def kept(self, logits: jax.Array) -> jax.Array:
-        """Which tokens may be drawn, bool `[V]`, given their logits `[V]` divided by the temperature."""
+        """Which tokens may be drawn, bool `[vocab_size]`, given their logits divided by the temperature, as long."""
         keep = jnp.ones(logits.shape, bool)
         if self.top_k is not None:
             keep &= logits >= jnp.sort(logits)[::-1][jnp.minimum(self.top_k, len(logits)) - 1]
@@ -82,7 +82,7 @@ class Sampling:
         return keep
 
     def draw(self, logits: jax.Array, seen: jax.Array, rng: jax.Array) -> jax.Array:
-        """A token, given logits `[V]` and which tokens the text holds, bool `[V]`."""
+        """A token, given logits `[vocab_size]` and which tokens the text holds, bool `[vocab_size]`."""
         logits = self.penalized(logits, seen)
         # from the highest on, so that however low the temperature is, that one remains finite
         logits = (logits - jnp.max(logits)) / jnp.maximum(self.temperature, jnp.finfo(logits.dtype).tiny)

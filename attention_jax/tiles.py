@@ -87,7 +87,7 @@ def along_diagonals(
     return patterns, kind
 
 
-def cut(axes: str, array: jax.Array, tile: Tile) -> jax.Array:
+def cut_tile(axes: str, array: jax.Array, tile: Tile) -> jax.Array:
     """What a tile has of a block's array."""
     for axis, a in enumerate(axes):
         if a in "ts" and array.shape[axis] != 1:

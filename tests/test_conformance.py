@@ -1,5 +1,7 @@
 """The suite that others are put through: it tells right from wrong, and ours pass it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,8 +57,7 @@ def wrong(change):
 def test_a_wrong_number_deviates(change, detail):
     verdict = check(wrong(change), "unequal lengths")
     assert verdict.kind == "deviates"
-    with pytest.raises(AssertionError, match=detail):
-        raise AssertionError(verdict.detail)
+    assert re.search(detail, verdict.detail)
 
 
 def test_what_is_not_there_is_refused_in_its_name():
@@ -72,8 +73,7 @@ def test_another_error_than_the_one_wanted_is_no_pass():
 
 
 def test_the_table_has_every_verdict():
-    some = {"jax.nn": jax.nn.dot_product_attention}
-    attend = Implementation("jax.nn", jax.__version__, some["jax.nn"])
+    attend = Implementation("jax.nn", jax.__version__, jax.nn.dot_product_attention)
     rows = ["unequal lengths", "int32 query, key, value"]
     verdicts = {row: {each.name: check(each, row) for each in (OURS["blockwise"], attend)} for row in rows}
     implementations = [OURS["blockwise"], attend]

@@ -92,14 +92,14 @@ class Kernel:
     def would_not_help(self, request: Request) -> str | None:
         """Why it is not the one to take; None if it is."""
         platform = devices.platform_of(request.query)
-        return self.lacks(request) if platform in self.platforms else self._elsewhere(platform)
+        return self.lacks(request) if platform in self.platforms else self._other_platform(platform)
 
     def _lacking(self, request: Request) -> Iterator[str]:
         query, _, value = request.arrays
         head_dim, value_dim, (multiple, most) = query.shape[-1], value.shape[-1], self.head_dims
         platform, score = devices.platform_of(query), translation.score_kind(request.score)
         if platform not in self.platforms and not self.elsewhere:
-            yield self._elsewhere(platform)
+            yield self._other_platform(platform)
         if not _is_installed(self.package):
             yield f"{self.package} is not installed"
         if platform == "cuda" and float(devices.device_of(query).compute_capability) < self.capability:
@@ -135,7 +135,7 @@ class Kernel:
         if platform in self.platforms and not self.partitioned and jax.device_count() > 1 and not _inside_shard_map():
             yield "XLA cannot spread it over devices: call it inside jax.shard_map, with check_vma=False"
 
-    def _elsewhere(self, platform: str) -> str:
+    def _other_platform(self, platform: str) -> str:
         return f"it is for {' and '.join(self.platforms)}, and this is {platform}"
 
     def __call__(self, request: Request) -> jax.Array:

@@ -116,7 +116,7 @@ def _(attend):
         raise DeviationError(f"{jnp.isfinite(output).sum()} of {output.size} numbers are finite")
 
 
-def poisoned_where_hidden(attend, which, poison):
+def poisoned_where_hidden(which, poison):
     """Inputs with `poison` in a key or value that no query sees, and the same without."""
     query, key, value, cotangent = inputs()
     mask = np.ones((T, S), bool)
@@ -131,13 +131,13 @@ for which, name in enumerate(("key", "value")):
     @row(f"NaN or inf in a masked {name}: output", "no bit changes")
     def _(attend, which=which):
         for poison in (jnp.nan, jnp.inf):
-            (bad, good), _, mask = poisoned_where_hidden(attend, which, poison)
+            (bad, good), _, mask = poisoned_where_hidden(which, poison)
             same_bits("output", attend(*bad, mask=mask), attend(*good, mask=mask))
 
     @row(f"NaN or inf in a masked {name}: gradients", "no bit changes")
     def _(attend, which=which):
         for poison in (jnp.nan, jnp.inf):
-            (bad, good), cotangent, mask = poisoned_where_hidden(attend, which, poison)
+            (bad, good), cotangent, mask = poisoned_where_hidden(which, poison)
             gradients = (attend.output_and_gradients(arrays, cotangent, mask=mask)[1] for arrays in (bad, good))
             same_bits(", ".join(GRADIENT_NAMES), *gradients)
 

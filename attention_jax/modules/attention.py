@@ -84,15 +84,15 @@ class SingleHeadAttention(nnx.Module):
         """
         x = check_sequence("x", x, self.query.in_features)
         context = x if context is None else check_sequence("context", context, self.query.in_features)
-        query, key, value = (layer(source)[..., None, :] for layer, source in self._projections(x, context))
+        query, key, value = (
+            layer(source)[..., None, :]
+            for layer, source in ((self.query, x), (self.key, context), (self.value, context))
+        )
         dropout = _dropout_arguments(self.dropout_rate, rngs)
         output = attention(query, key, value, mask=mask, **dropout)[..., 0, :]
         if return_weights:
             return output, recover_weights(attention, query, key, mask)[..., 0, :, :]
         return output
-
-    def _projections(self, x: jax.Array, context: jax.Array) -> tuple[tuple[Linear, jax.Array], ...]:
-        return (self.query, x), (self.key, context), (self.value, context)
 
 
 class ConcatenatedHeads(nnx.Module):
