@@ -15,19 +15,19 @@ import jax.numpy as jnp
 from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
-from attention_jax.attention_rule import AttentionRule
 from attention_jax.axes import by_group
-from attention_jax.block_sum import BlockSum
-from attention_jax.blocks import accumulator
+from attention_jax.blocks.attention_rule import AttentionRule
+from attention_jax.blocks.block_sum import BlockSum
+from attention_jax.blocks.grid import Grid, divisor
+from attention_jax.blocks.softmax import Softmax, in_order
+from attention_jax.blocks.sweep import accumulator
 from attention_jax.captured import hoisted, holds_function
 from attention_jax.checks import check_dropout, check_many_heads, check_scale
 from attention_jax.devices import platform_of
 from attention_jax.dropout import seeds_of_heads
-from attention_jax.grid import Grid, divisor
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import vary_like
 from attention_jax.score_tree import Score, check_rules
-from attention_jax.softmax import Softmax, in_order
 from attention_jax.typing import MaskLike, ScoreLike
 
 
@@ -217,7 +217,7 @@ def canonical(
         axes.append(letters)
     # A copy in another order pays unless a loop takes each key once, and knows without a look at the mask what to do.
     once = grid.steps("t") == grid.steps("s") == 1 < grid.steps("b") * grid.steps("k")
-    if not once or rule.masks:
+    if not (once and rule.positional):
         operands, axes = in_order(rule, operands, axes)
     return Problem(rule, grid, tuple(operands), tuple(axes))
 

@@ -34,15 +34,15 @@ def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), t
 
 def many_small_blocks(*arrays, **options):
     """As `blockwise`, with the products of a step that has many heads; and square, which says more of their tiles."""
-    with mock.patch("attention_jax.steps.many_small", return_value=True):
+    with mock.patch("attention_jax.blocks.steps.many_small", return_value=True):
         return blockwise(*arrays, **{"block_sizes": (7, 7), "tile": 4, **options})
 
 
 def one_block(*arrays, at_once=False, **options):
     """All weights in one block, which has ways of its own where the keys are few, as an old XLA wants them, or a new
     one; and others where it has many queries."""
-    old = mock.patch("attention_jax.attention_rule.OLD_XLA", not at_once)
-    with old, mock.patch("attention_jax.steps.many_rows", return_value=True):
+    old = mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", not at_once)
+    with old, mock.patch("attention_jax.blocks.steps.many_rows", return_value=True):
         return blockwise(*arrays, **{**options, "block_sizes": None, "tile": CPU.tile})
 
 

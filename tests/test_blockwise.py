@@ -16,10 +16,10 @@ from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
+from attention_jax.blocks.steps import many_rows, many_small, tiny
+from attention_jax.blocks.tiles import tiles_at
 from attention_jax.blockwise import CPU, _few, block_grid, blockwise_attention, canonical, grid_for
 from attention_jax.score_rules import relative_bucket
-from attention_jax.steps import many_rows, many_small, tiny
-from attention_jax.tiles import tiles_at
 
 SHAPE = (13, 17, 4, 2, 8, 5, (2,))
 IDS = suite.segment_ids((2,), 13, 1), suite.segment_ids((2,), 17, 2)
@@ -465,7 +465,7 @@ def test_steps_of_a_vmap_are_those_of_a_batch(shape, examples):
 
 def test_what_xla_makes_of_a_step_is_asked_again_for_a_vmap():
     x = jnp.ones((8, 64, 4, 32))
-    with mock.patch("attention_jax.steps.many_rows", return_value=True) as asked:
+    with mock.patch("attention_jax.blocks.steps.many_rows", return_value=True) as asked:
         jax.vmap(aj.attention)(x, x, x)
     assert asked.call_args.args[0].length("x") == 8
 
@@ -519,7 +519,7 @@ def test_one_head_a_step(mask, score, heads):
 
 def test_one_head_a_step_with_the_products_of_many(arrays):
     mask = aj.causal(offset=4)
-    with mock.patch("attention_jax.steps.many_small", return_value=True):
+    with mock.patch("attention_jax.blocks.steps.many_small", return_value=True):
         ours = one_head_a_step(*arrays[:3], mask=mask)
     assert suite.error(ours, aj.multi_head_attention(*arrays[:3], mask=mask)) <= suite.TOLERANCES["float32"]
 
@@ -633,7 +633,7 @@ def test_keys_of_narrow_heads_are_turned(H):
     """Which a barrier keeps XLA from undoing: of up to 32 channels, for more than one query."""
     for T, turned in {2: H == 32, 1: False}.items():
         query, key = (jax.ShapeDtypeStruct((length, 2, H), jnp.float32) for length in (T, 64))
-        with mock.patch("attention_jax.attention_rule.OLD_XLA", True):
+        with mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", True):
             program = jax.jit(aj.attention).lower(query, key, key).as_text()
         assert ("optimization_barrier" in program) == turned
 
@@ -693,7 +693,7 @@ def test_by_rows(queries, keys):
     block = min(keys, 64)
     many_steps = CPU._replace(block=block, narrow=block, step=1, few=1)
     for sizes, old in ((CPU, True), (CPU, False), (many_steps, True)):
-        old_xla = mock.patch("attention_jax.attention_rule.OLD_XLA", old)
+        old_xla = mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", old)
         with old_xla, mock.patch("attention_jax.blockwise.CPU", sizes):
             suite.close(jax.jit(partial(modes, "blockwise"))(*inputs), truth, 1e-5)
 
@@ -727,8 +727,8 @@ def test_an_only_block_of_which_a_key_is_poisoned(T, S, H, dropout, old):
         (output, lse), pull = jax.vjp(attend, *inputs)
         return (output, jnp.moveaxis(lse, 1, 2)), pull((cotangent, jnp.ones_like(lse)))
 
-    old_xla = mock.patch("attention_jax.attention_rule.OLD_XLA", old)
-    with old_xla, mock.patch("attention_jax.steps.many_rows", return_value=True):
+    old_xla = mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", old)
+    with old_xla, mock.patch("attention_jax.blocks.steps.many_rows", return_value=True):
         outputs, gradients = both(*inputs)
     for which, poison in itertools.product((1, 2), (np.nan, np.inf, -np.inf)):
         poisoned, taken_back = both(*inputs[:which], inputs[which].at[:, 0, 1, 2].set(poison), *inputs[which + 1 :])

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import jax
 
-from attention_jax.blocks import Sweep
+from attention_jax.blocks.sweep import Sweep
+from attention_jax.blocks.tiles import Block
 from attention_jax.operation import vary_like
-from attention_jax.tiles import Block
 
 
 @dataclass(frozen=True)

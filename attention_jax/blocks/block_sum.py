@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from attention_jax.blocks import SamePairs, Sweep, accumulator, reordered
+from attention_jax.blocks.sweep import SamePairs, Sweep, accumulator, reordered
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attention_jax.grid import Grid
+from attention_jax.blocks.grid import Grid
 
 
 class Tile(NamedTuple):

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_jax import steps
-from attention_jax.devices import OLD_XLA, SAFE_SELECT
+from attention_jax.blocks import steps
+from attention_jax.blocks.heads import OfGroup, gathered
+from attention_jax.blocks.numerics import exponentials, finite_or_zero, softmax_of_few, summed, turned
+from attention_jax.devices import OLD_XLA
 from attention_jax.dropout import keep_positions
-from attention_jax.heads import OfGroup, gathered
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,9 @@ class AttentionRule:
         or the value. They are NaN for what is not finite in it, which is for `Softmax.find` to find in any case."""
         letters = letters.replace("hs", "sh") if self.by_rows else letters
         if self.tiny:
-            return _summed(letters, one, other)
+            return summed(letters, one, other)
         if letters == "th,sh->ts" and self.turns(len(one), len(other)):
-            return jnp.einsum("th,hs->ts", one, _turned(other), precision=self.precision)
+            return jnp.einsum("th,hs->ts", one, turned(other), precision=self.precision)
         keys = "sh" if "sh" in letters else "hs"
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
@@ -209,9 +210,9 @@ class AttentionRule:
         if of_group:
             queries, scores = gathered(queries), gathered(scores)
         if self.by_rows:
-            total = self.product("st,th->hs", _turned(scores), queries, known)
+            total = self.product("st,th->hs", turned(scores), queries, known)
         else:
-            total = self.product("ht,ts->hs", _turned(queries), scores, known)
+            total = self.product("ht,ts->hs", turned(queries), scores, known)
         return OfGroup(total) if of_group else total
 
     def term(self, block, masked, *operands):
@@ -307,52 +308,3 @@ def _own_weights(rule, checked, raw, logits, lse):
 def _own_weights_jvp(rule, primals, tangents):
     weights, (*_, d_logits, d_lse) = _own_weights(rule, *primals), tangents
     return weights, weights * (d_logits - d_lse[:, None])
-
-
-def exponentials(checked, logits):
-    """The highest of each row of logits, the exponentials of what the checked ones are below it, and the sum of each
-    row of them."""
-    # checked after the maximum, before which it is a pass more; not -inf, from which nothing is subtracted
-    peak = jnp.maximum(jnp.max(logits, axis=-1), jnp.finfo(logits.dtype).min)
-    weights = jnp.exp(checked - peak[:, None])
-    return peak, weights, jnp.sum(weights, axis=-1)
-
-
-def softmax_of_few(logits):
-    """The weights, 0 in a row that sees nothing. YNNPACK makes one operation of it, if maximum and sum begin at their
-    floors, and if nothing else asks for them."""
-    weights, total = exponentials_of_few(logits)
-    return weights / total[:, None]
-
-
-def exponentials_of_few(logits):
-    """The exponentials of what the logits are below the highest of their row, and the sum of each row of them."""
-    limits = jnp.finfo(logits.dtype)
-    weights = jnp.exp(logits - _reduced(jax.lax.max, logits, limits.min)[:, None])
-    return weights, _reduced(jax.lax.add, weights, limits.tiny)
-
-
-def _reduced(operation, rows, first):
-    """Each row, and what comes first, made one number. Where a row has but one, XLA forgets what comes first."""
-    first = jnp.asarray(first, rows.dtype)
-    return jax.lax.reduce(rows, first, operation, (1,)) if rows.shape[1] > 1 else operation(rows[:, 0], first)
-
-
-def _summed(letters, one, other):
-    """The product of two matrices, summed by a loop that XLA makes one with what comes before and after."""
-    first, second, _ = letters.replace("->", ",").split(",")
-    (letter,) = set(first) & set(second)
-    one, other = (x if axes[1] == letter else x.T for axes, x in ((first, one), (second, other)))
-    return jnp.sum(one[:, None, :] * other[None, :, :], axis=-1)
-
-
-def _turned(x):
-    """Its transpose, in memory too."""
-    return jax.lax.optimization_barrier(x.T)
-
-
-def finite_or_zero(x):
-    """With 0 for what is not finite. The zeros are not a constant: a CPU's loop over short rows that has one runs a
-    number at a time."""
-    finite = jnp.isfinite(x)
-    return jnp.where(finite, x, finite.astype(x.dtype) if SAFE_SELECT else 0)

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from attention_jax.grid import Grid
-from attention_jax.heads import over_heads
+from attention_jax.blocks.grid import Grid
+from attention_jax.blocks.heads import over_heads
+from attention_jax.blocks.tiles import Block, Tile, Tiles, along_diagonals, cut_tile, joined, tiles_at, whole
 from attention_jax.operation import Operation, vary_like
 from attention_jax.spans import Span, Truth
-from attention_jax.tiles import Block, Tile, Tiles, along_diagonals, cut_tile, joined, tiles_at, whole
 
 
 class Rule(Protocol):

@@ -2,7 +2,7 @@
 
 import math
 
-from attention_jax.grid import Grid
+from attention_jax.blocks.grid import Grid
 
 
 def many_rows(grid: Grid) -> bool:

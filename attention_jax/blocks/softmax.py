@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 
-from attention_jax.attention_rule import exponentials, exponentials_of_few, finite_or_zero, softmax_of_few
-from attention_jax.block_fold import Fold
-from attention_jax.block_sum import BlockSum
-from attention_jax.blocks import reordered
+from attention_jax.blocks.block_sum import BlockSum
+from attention_jax.blocks.fold import Fold
+from attention_jax.blocks.numerics import exponentials, exponentials_of_few, finite_or_zero, softmax_of_few
+from attention_jax.blocks.sweep import reordered
 
 
 @dataclass(frozen=True)
