@@ -189,10 +189,10 @@ def canonical(
             axes.append(letters)
     few = cpu and grid.steps("s") == 1 and _few(S, H, grid.tile)
     rule = AttentionRule(
-        mask=jax.tree.structure(mask),
-        score=jax.tree.structure(score),
-        masks=len(jax.tree.leaves(mask)),
-        scores=len(jax.tree.leaves(score)),
+        mask_tree=jax.tree.structure(mask),
+        score_tree=jax.tree.structure(score),
+        mask_arrays=len(jax.tree.leaves(mask)),
+        score_arrays=len(jax.tree.leaves(score)),
         scale=float(scale),
         rate=rate,
         queries=T,

@@ -22,13 +22,13 @@ class AttentionRule:
     """One head's block of attention. The operands are the arrays of the mask and of the score, dropout's seed if it
     acts, query, key and value; for `term`, then the log-sum-exp.
 
-    `mask` and `score` are tree structures, that of None where there is none: compared with None itself, one raises.
+    A tree is that of None where there is no mask or score: compared with None itself, a tree's structure raises.
     """
 
-    mask: Any
-    score: Any
-    masks: int
-    scores: int
+    mask_tree: Any
+    score_tree: Any
+    mask_arrays: int  # how many
+    score_arrays: int
     scale: float
     rate: float
     queries: int
@@ -50,7 +50,7 @@ class AttentionRule:
 
     @property
     def positional(self) -> bool:
-        return self.masks == 0
+        return self.mask_arrays == 0
 
     @property
     def relative(self) -> bool:
@@ -79,7 +79,7 @@ class AttentionRule:
 
     @property
     def scoreless(self) -> bool:
-        return self.score == jax.tree.structure(None)
+        return self.score_tree == jax.tree.structure(None)
 
     def normalised(self, channels):
         """Whether the terms are divided by the sum of their weights, so that no d_lse output need be taken from their
@@ -88,15 +88,17 @@ class AttentionRule:
 
     def mask_of(self, operands=None):
         """The mask, or what of it does not depend on its arrays."""
-        return jax.tree.unflatten(self.mask, [None] * self.masks if operands is None else operands[: self.masks])
+        return jax.tree.unflatten(
+            self.mask_tree, [None] * self.mask_arrays if operands is None else operands[: self.mask_arrays]
+        )
 
     def unpack(self, operands):
         """(mask, score's arrays, seed, the rest, of which the query or the key is scaled)."""
-        scores = self.masks + self.scores
+        scores = self.mask_arrays + self.score_arrays
         seed = operands[scores] if self.rate else None
         query, key, *rest = operands[scores + (self.rate > 0) :]
         rest = [query * self.scales[0], key * self.scales[1], *rest]
-        return self.mask_of(operands), operands[self.masks : scores], seed, rest
+        return self.mask_of(operands), operands[self.mask_arrays : scores], seed, rest
 
     @property
     def scales(self):
@@ -146,7 +148,7 @@ class AttentionRule:
         logits = products * self.scales[2]
         if self.scoreless:
             return logits
-        score = jax.tree.unflatten(self.score, arrays)
+        score = jax.tree.unflatten(self.score_tree, arrays)
         # what fills the last block stands where the last query or key does: elsewhere a score may have no gradient
         rows, columns = jnp.minimum(block.rows, self.queries - 1), jnp.minimum(block.columns, self.keys - 1)
         # finite: a score of -inf hides what overflows, too
@@ -266,7 +268,7 @@ class AttentionRule:
         # a sum of zeros is fused with a product if no other asks for the same; in the tiles of a loop that did not pay
         apart = jnp.abs if self.heads_first or not masked else jnp.asarray
         first = len(operands) - 4
-        gradients = dict(zip(range(self.masks, self.masks + self.scores), d_score, strict=True))
+        gradients = dict(zip(range(self.mask_arrays, self.mask_arrays + self.score_arrays), d_score, strict=True))
         if first in moving:
             gradients[first] = self.product("ts,hs->th", d_logits, key, key) * self.scales[0]
         if first + 1 in moving:
