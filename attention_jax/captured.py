@@ -17,10 +17,10 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from attention_jax.blocks.grid import Grid
-from attention_jax.evaluation import evaluate, inner_jaxprs
 from attention_jax.mask_rules import Function
 from attention_jax.mask_tree import Mask
 from attention_jax.operation import vary, vary_like, varying
+from attention_jax.retrace import evaluate, inner_jaxprs
 from attention_jax.score_tree import Score, ScoreFunction
 
 
