@@ -19,7 +19,8 @@ from jax.typing import ArrayLike
 
 from attention_jax.arguments import brief, integer_array, static_int
 from attention_jax.dispatch import attention
-from attention_jax.modules.attention import ModuleList, MultiHeadAttention, recover_weights
+from attention_jax.modules.attention import MultiHeadAttention, recover_weights
+from attention_jax.modules.layers import ModuleList
 from attention_jax.modules.transformer import TransformerLM
 from attention_jax.statistics import AttentionStatistics, attention_statistics
 from attention_jax.typing import MaskLike

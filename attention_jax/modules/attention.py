@@ -17,11 +17,9 @@ from attention_jax.cache import KVCache, counted
 from attention_jax.checks import check_sequence
 from attention_jax.dispatch import attention
 from attention_jax.dot_product import merge_heads
-from attention_jax.modules.feed_forward import Dropout, Linear, dropout_key
+from attention_jax.modules.layers import Dropout, Linear, ModuleList, dropout_key
 from attention_jax.projections import project_fused, project_separate
 from attention_jax.typing import MaskLike
-
-ModuleList = getattr(nnx, "List", list)  # Flax 0.12 wants nnx.List, which 0.11 does not have
 
 
 class SingleHeadAttention(nnx.Module):

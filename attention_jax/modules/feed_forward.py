@@ -1,16 +1,14 @@
-"""The linear layer every module shares, and the two feed-forward networks of a transformer block."""
+"""The two feed-forward networks of a transformer block."""
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from attention_jax.arguments import static_int
-from attention_jax.checks import check_dropout_rate
-from attention_jax.projections import project
+from attention_jax.modules.layers import Dropout, Linear
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
@@ -20,38 +18,6 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     """
     wide = x.astype(np.promote_types(x.dtype, np.float32))
     return (wide * (1 + jax.lax.erf(wide / math.sqrt(2))) / 2).astype(x.dtype)
-
-
-class Linear(nnx.Linear):
-    """`nnx.Linear` that multiplies all positions in one matrix product, and whose kernel's axes have names."""
-
-    def __init__(self, in_features: int, out_features: int, *, axes: tuple[str, str], **options: Any) -> None:
-        super().__init__(in_features, out_features, **options)
-        self.kernel = nnx.Param(self.kernel[...], axes=axes)
-        self.bias = None if self.bias is None else nnx.Param(self.bias[...], axes=axes[1:])
-
-    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        return project(x, self.kernel[...], None if self.bias is None else self.bias[...])
-
-
-class Dropout(nnx.Dropout):
-    """`nnx.Dropout` that acts if the call is given `rngs`, and refuses a rate outside [0, 1) when it is built."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__(check_dropout_rate(rate))
-
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:  # type: ignore[override]
-        rng = dropout_key(rngs) if rngs is not None and self.rate else None
-        return super().__call__(x, deterministic=rngs is None, rngs=rng)
-
-
-def dropout_key(rngs: nnx.Rngs) -> jax.Array:
-    """The next key of the `dropout` stream, or a `TypeError`."""
-    if not isinstance(rngs, nnx.Rngs):
-        raise TypeError(f"rngs must be nnx.Rngs(dropout=...), got {rngs!r}")
-    if not hasattr(rngs, "dropout"):
-        raise TypeError("rngs must be nnx.Rngs(dropout=...), got nnx.Rngs without that stream")
-    return rngs.dropout()
 
 
 class FeedForward(nnx.Module):

@@ -16,9 +16,10 @@ from attention_jax.cache import KVCache, counted
 from attention_jax.checks import check_auto, check_sequence
 from attention_jax.mask_tree import as_mask
 from attention_jax.masks import causal
-from attention_jax.modules.attention import ModuleList, MultiHeadAttention
+from attention_jax.modules.attention import MultiHeadAttention
 from attention_jax.modules.embedding import LearnedPositions
-from attention_jax.modules.feed_forward import FeedForward, Linear, dropout_key
+from attention_jax.modules.feed_forward import FeedForward
+from attention_jax.modules.layers import Linear, ModuleList, dropout_key
 from attention_jax.projections import project
 from attention_jax.typing import MaskLike
 
