@@ -341,6 +341,8 @@ class Placed(Mask):
         batched = [bool(batch and x.ndim and a == "*") for x, a in zip(leaves, self.mask.axes(), strict=True)]
         sizes = [x.shape for x, each in zip(leaves, batched, strict=True) if each]
         try:
+            if any(len(size) != len(batch) for size in sizes):  # which of the batch dimensions are meant?
+                raise ValueError
             batch = jnp.broadcast_shapes(batch, *sizes)
         except ValueError:
             raise ValueError(

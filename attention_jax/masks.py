@@ -159,7 +159,7 @@ def mask_from_function(fn: Callable[[jax.Array, jax.Array], jax.Array]) -> Mask:
 
     Raises:
       TypeError: no function; where the mask is used, one that takes other arguments, or does not return bool.
-      ValueError: where the mask is used, what it returns has another shape.
+      ValueError: where the mask is used, what it returns cannot be broadcast.
 
     >>> mask_from_function(lambda t, s: (t - s) % 2 == 0).to_array(2, 3).astype(int).tolist()
     [[1, 0, 1], [0, 1, 0]]

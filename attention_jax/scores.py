@@ -163,7 +163,7 @@ def score_from_function(fn: Callable[..., jax.Array]) -> Score:
 
     Raises:
       TypeError: no function; where the score is used, one that takes other arguments, or returns no real numbers.
-      ValueError: where the score is used, logits of another shape than those that came in.
+      ValueError: where the score is used, logits that cannot be broadcast to those that came in.
 
     >>> from attention_jax import attention
     >>> x, slopes = jnp.ones((5, 2, 4)), jnp.array([0.5, 0.25])

@@ -174,6 +174,26 @@ REFUSED = {
         many(mask=aj.mask_from_array(np.ones((7, 9), bool)).place(range(7), range(9))), ValueError, "go by the index of queries and keys",
     ),
     "Score.place: heads": (many(score=aj.alibi(np.ones(3)).place(range(7), range(9))), ValueError, r"slopes \(3,\), expected one a head, \(4,\)"),
+    "Mask.place: lengths with fewer batch dimensions than positions": (
+        lambda: aj.attention(*[np.ones((3, 3, 5, 1, 4))] * 3, mask=aj.key_lengths([1, 3, 5]), positions=[np.ones((3, 3, 5), int)] * 2),
+        ValueError, r"positions for batch dimensions \[3, 3\], and arrays for \[\[3\]\]",
+    ),
+    "Mask.place: positions with fewer batch dimensions than lengths": (
+        lambda: (aj.causal() & aj.key_lengths(np.ones((3, 3), int))).place(*[np.ones((3, 5), int)] * 2).to_array(5, 5),
+        ValueError, r"positions for batch dimensions \[3\], and arrays for \[\[3, 3\]\]",
+    ),
+    "Score.place: positions of another batch": (
+        many(score=aj.alibi(np.ones(4)).place(np.ones((3, 7), int), np.ones((3, 9), int))), ValueError, r"Alibi is placed at positions for batch dimensions \[3\], expected \*B = \[2\]",
+    ),
+    "Score.place: positions with fewer batch dimensions": (
+        lambda: aj.attention(*[np.ones((3, 3, 5, 1, 4))] * 3, score=aj.alibi(np.ones(1)).place(*[np.ones((3, 5), int)] * 2)),
+        ValueError, r"batch dimensions \[3\], expected \*B = \[3, 3\]",
+    ),
+    "Score.place: positions of a batch that is not there": (
+        lambda: aj.attention(Q[0], K[0], V[0], score=aj.alibi(np.ones(4)).place(np.ones((2, 7), int), np.ones((2, 9), int))),
+        ValueError, r"batch dimensions \[2\], expected \*B = \[\]",
+    ),
+    "attention: a word as dropout": (many(dropout_rate="0.1", dropout_rng=jax.random.key(0)), TypeError, "dropout_rate must be a number, got '0.1'"),
     "Score.place: a bias": (many(score=aj.bias(np.ones((7, 9))).place(range(7), range(9))), ValueError, "Bias holds arrays that go by the index"),
     "mask_from_function: no function": (lambda: aj.mask_from_function(3), TypeError, "wants a function .* got 3"),
     "Mask: truth value": (lambda: bool(aj.causal() & aj.prefix(1)), TypeError, "no truth value"),
