@@ -95,6 +95,8 @@ MUTANTS = [
     Mutant("blocks/attention_rule.py", "stop_gradient(known - known)", "stop_gradient(known)", "test_dot_product.py::test_every_mask -k many"),
     Mutant("blocks/attention_rule.py", "mask, finite_or_zero(found))", "mask, found)", "test_contract.py::test_a_poisoned_row_that_is_left_out_of_the_loss_reaches_no_gradient"),
     Mutant("blocks/attention_rule.py", "map(finite_or_zero, primals), tangents", "primals, tangents", "test_contract.py::test_what_no_row_sees_reaches_no_second_derivative"),
+    Mutant("blocks/numerics.py", "jnp.where(logits == -jnp.inf, 0, tangent)", "tangent", "test_contract.py::test_what_a_bias_hides_reaches_no_tangent"),
+    Mutant("blocks/numerics.py", "return hidden_rests(logits), jnp", "return logits, jnp", "test_contract.py::test_what_a_bias_hides_reaches_no_tangent"),
     Mutant("blockwise.py", "jax.ShapeDtypeStruct(tuple(shape), accumulator(value.dtype))", "jax.ShapeDtypeStruct(tuple(shape), value.dtype)", "test_blockwise.py::test_gradients_of_low_precision"),
     Mutant("blocks/sweep.py", "jnp.where(some, jnp.where(every, 2, 1), 0)", "jnp.where(every, 2, 1)", "test_blockwise.py::test_empty_blocks_are_skipped"),
     Mutant("blocks/grid.py", "return 0 if self.steps(letter) == 1 else step * self.size(letter)", "return step * self.size(letter)", "test_blockwise.py::test_what_a_mask_does_to_an_only_block_is_known_in_a_loop_over_heads"),

@@ -212,6 +212,20 @@ def test_what_a_mask_hides_reaches_no_gradient(attention, poison):
     assert_same_bits(slopes(query, *poisoned, every, hiding), slopes(query, key, value, every, hiding))
 
 
+def test_what_a_bias_hides_reaches_no_tangent(attention):
+    """Nor one of a gradient: the product of a key of 3e38 moves by what overflows."""
+    query, key, value, _ = suite.inputs((7, 9, 2, 2, 8, 2, ()))
+    tangents = tuple(9 * x for x in suite.inputs((7, 9, 2, 2, 8, 2, ()), seed=1)[:3])
+    hides = partial(attention, bias=np.where(np.arange(9) == 5, -np.inf, np.zeros((7, 9))).astype(np.float32))
+
+    @jax.jit
+    def moved(*inputs):
+        slopes = jax.grad(lambda *x: jnp.sum(hides(*x) ** 2), (0, 1, 2))
+        return [jax.jvp(fn, inputs, tangents)[1] for fn in (hides, slopes)]
+
+    assert_same_bits(moved(query, key.at[5].set(3e38), value), moved(query, key, value))
+
+
 def test_a_poisoned_row_that_is_left_out_of_the_loss_reaches_no_gradient(everything, arrays):
     query, key, value, cotangent = arrays
     cotangent = cotangent.at[:, 2].set(0)

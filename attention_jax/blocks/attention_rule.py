@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from attention_jax.blocks import steps
 from attention_jax.blocks.heads import OfGroup, gathered
-from attention_jax.blocks.numerics import exponentials, finite_or_zero, softmax_of_few, summed, turned
+from attention_jax.blocks.numerics import exponentials, finite_or_zero, hidden_rests, softmax_of_few, summed, turned
 from attention_jax.devices import OLD_XLA
 from attention_jax.dropout import keep_positions
 
@@ -152,7 +152,7 @@ class AttentionRule:
         # what fills the last block stands where the last query or key does: elsewhere a score may have no gradient
         rows, columns = jnp.minimum(block.rows, self.queries - 1), jnp.minimum(block.columns, self.keys - 1)
         # finite: a score of -inf hides what overflows, too
-        return score.apply(finite_or_zero(logits), block.head, rows, columns)
+        return hidden_rests(score.apply(finite_or_zero(logits), block.head, rows, columns))
 
     def mark(self, value):
         """For the product of a query and a lone key: 0, but NaN if the value is not finite. YNNPACK looks at it slowly,

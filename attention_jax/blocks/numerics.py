@@ -1,6 +1,6 @@
 """The arithmetic of a block, in the forms that XLA makes the fastest loops of on a CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,18 @@ def finite_or_zero(x: jax.Array) -> jax.Array:
     number at a time."""
     finite = jnp.isfinite(x)
     return jnp.where(finite, x, finite.astype(x.dtype) if SAFE_SELECT else 0)
+
+
+@jax.custom_jvp
+def hidden_rests(logits: jax.Array) -> jax.Array:
+    """The logits, of which one that is -inf has no tangent, whatever it was made of: its weight is 0, times inf NaN."""
+    return logits
+
+
+@hidden_rests.defjvp
+def _hidden_rests_jvp(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (logits,), (tangent,) = primals, tangents
+    return hidden_rests(logits), jnp.where(logits == -jnp.inf, 0, tangent)
 
 
 def exponentials(checked: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
