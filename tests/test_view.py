@@ -68,6 +68,13 @@ def test_one_head():
     assert panel.images[0].get_clim() == (0, 1) and png(figure).size[0] > 100
 
 
+@pytest.mark.parametrize("token, angle", [("a", 0), ("one", 90), ("道", 90)])
+def test_long_labels_stand_upright(token, angle):
+    """And so does a character that the font lacks, whose number is written."""
+    panel = plot.plot_head(np.eye(3), [token] * 3).axes[0]
+    assert [label.get_rotation() for label in panel.get_xticklabels()] == [angle] * 3
+
+
 def test_a_notebook_shows_a_figure_without_pyplot():
     figure = plot.plot_head(weights(T=4, S=5), list("wxyz"), key_tokens=TOKENS)
     shown = np.asarray(Image.open(io.BytesIO(figure._repr_png_())))

@@ -215,7 +215,8 @@ def _grid(pictures: Sequence[Any] | np.ndarray, titles: list[list[str]], rows: l
 def _draw(panel: Axes, weights: np.ndarray, rows: list[str], columns: list[str], fontsize: float) -> AxesImage:
     image = panel.imshow(weights, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     font: dict[str, Any] = {"fontsize": fontsize, "family": "monospace"}
-    panel.set_xticks(*_ticks(columns), rotation=90 if max(map(len, columns)) > 2 else 0, **font)
+    places, names = _ticks(columns)
+    panel.set_xticks(places, names, rotation=90 if max(map(len, names)) > 2 else 0, **font)
     panel.set_yticks(*_ticks(rows), **font)
     panel.tick_params(length=0, pad=1)
     return image
