@@ -159,6 +159,60 @@ def test_what_cannot_be_begun_leaves_nothing(monkeypatch):
     assert sorted(Path("runs").rglob("*")) == earlier
 
 
+@pytest.mark.parametrize("arguments, message", [
+    (["--data.batch-size", "10000000"], "a step needs .* GiB of memory"),
+    (["--data.batch-size", "1000000000000"], "out of memory .Unable to allocate .* TiB"),
+    (["--model.embed-dim", "1000000000"], "model and optimizer need .* GiB of memory"),
+])  # fmt: skip
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_is_too_large_is_refused_and_moves_nothing(earlier, arguments, message):
+    if earlier:
+        main([*TINY.split(), "--name", "large", "--steps", "1", "--quiet"])
+
+    def files():
+        found = sorted(path for path in Path("runs").rglob("*") if path.is_file() and path.name != "lock")
+        return [(path, path.stat().st_mtime_ns) for path in found]
+
+    before = files()
+    again = "; the earlier run is runs/large again$" if earlier else "--mesh.fsdp$"
+    with pytest.raises(InputError, match=f"{message}.*lower --data.batch-size, .*{again}"):
+        main([*TINY.split(), "--name", "large", "--quiet", *arguments])
+    assert files() == before and Path("runs/large").exists() == earlier
+
+
+def test_a_sample_is_shown_whole(monkeypatch, capsys):
+    monkeypatch.setattr("train.show.sample", lambda *_: "one ---\n\x1b[31mtwo\n--- step 3\n")
+    main([*TINY.split(), "--name", "dashes", "--steps", "1"])
+    assert "A sample:\n\none ---\n\\x1b[31mtwo\n--- step 3\n\ntrain loss" in capsys.readouterr().out
+
+
+def test_text_without_words_gives_no_prompt(capsys):
+    Path("blank.txt").write_text(" \n" * 1000)
+    main([*TINY.split(), "--name", "blank", "--steps", "1", "--data.path", "blank.txt"])
+    assert capsys.readouterr().out.endswith("more text: python -m train.sample runs/blank\n")
+
+
+def test_what_a_run_learned_from_has_changed():
+    """Where nothing but the data can be at fault, the message says where they are."""
+    text = Path("words.txt")
+    text.write_text("alpha beta\n" * 200)
+    main([*TINY.split(), "--name", "words", "--steps", "1", "--data.path", "words.txt", "--quiet"])
+    text.write_text("alpha beta\n" * 200 + "gamma")
+    wrong = "--data.path words.txt: the text holds 'g', which the model does not know; .*; give the text that it has"
+    with pytest.raises(InputError, match=f"^{wrong}"):
+        main(["--resume", "--name", "words"])
+    with pytest.raises(InputError, match=f"^runs/words/config.toml: {wrong}"):
+        run_directory.load_with_data(Path("runs/words"))
+    with pytest.raises(InputError, match=r"data.path was words.txt, is others.txt$"):
+        main(["--resume", "--name", "words", "--data.path", "others.txt"])
+    with pytest.raises(InputError, match=r"runs/words learns 'words.txt', and the preset copy 'copy'"):
+        main(["copy", "--resume", "--name", "words"])
+    with Path("runs/words/tokenizer.json").open("ab") as file:
+        file.write(b"\xff")
+    with pytest.raises(InputError, match=r"^runs/words/tokenizer.json: not a tokenizer .*can't decode byte 0xff"):
+        main(["--resume", "--name", "words"])
+
+
 @pytest.mark.parametrize("content, message", [
     (None, "missing.txt: cannot be read (No such file or directory)"),
     (b"", "missing.txt: the file is empty"),

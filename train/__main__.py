@@ -24,8 +24,9 @@ def main(arguments: list[str]) -> int:
     if config.resume and (saved := saved_config(config.name)):
         wanted = PRESETS[name].data.source
         if preset == [name] and wanted != saved.data.source:
+            learned = saved.data.source if saved.data.path is None else str(saved.data.path)
             raise InputError(
-                f"runs/{config.name} learns {saved.data.source!r}, and the preset {name} {wanted!r}: --resume goes on "
+                f"runs/{config.name} learns {learned!r}, and the preset {name} {wanted!r}: --resume goes on "
                 "with the same run only, and needs no preset"
             )
         config = tyro.cli(Config, default=saved, args=arguments, prog=prog, description=description)

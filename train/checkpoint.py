@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from train.errors import InputError
+from train.memory import in_words
 
 KEPT = 3
 
@@ -65,8 +66,8 @@ class Checkpoints:
         free = shutil.disk_usage(self.directory).free
         if free < wanted:
             raise InputError(
-                f"{self.directory}: {missing} checkpoints want {wanted / 2**20:,.0f} MiB, and the disk has "
-                f"{free / 2**20:,.0f} left: make room, or run elsewhere"
+                f"{self.directory}: {missing} checkpoints want {in_words(wanted)}, and the disk has {in_words(free)} "
+                "left: make room, or run elsewhere"
             )
 
     def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:

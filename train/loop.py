@@ -23,11 +23,12 @@ from train.data import Dataset, open_dataset
 from train.errors import InputError, StoppedError
 from train.evaluate import describe, evaluate
 from train.interrupts import Interrupts
-from train.memory import check_memory, keep_freed_memory, out_of_memory, step_memory
+from train.memory import check_memory, in_words, keep_freed_memory, out_of_memory, state_memory, step_memory
 from train.metrics import Metrics, Speed
 from train.model import build_model, flops_per_token, peak_flops
 from train.optimizer import build_optimizer, learning_rate
-from train.step import Batch, create_state, train_step
+from train.step import Batch, TrainState, create_state, train_step
+from train.tokenizer import printable
 
 MOST_SKIPPED = 10
 PROFILED = 5
@@ -67,6 +68,8 @@ def run(config: Config) -> int:
                 f"{directory}: cannot be written ({error.strerror or error}); what was saved is kept: make room, and "
                 "go on with --resume"
             ) from error
+        except MemoryError as error:
+            raise out_of_memory(f"out of memory ({error})") from error
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -86,7 +89,13 @@ def _directory(config: Config, dataset: Dataset) -> Iterator[tuple[Path, Path | 
         with run_directory.one_after_another():
             moved = None if config.resume else run_directory.create(config, dataset.tokenizer)
             held.enter_context(run_directory.locked(directory))
-        yield directory, moved
+        try:
+            yield directory, moved
+        except InputError as error:
+            if config.resume or run_directory.has_begun(directory):
+                raise
+            run_directory.take_back(directory, moved)
+            raise InputError(f"{error}; the earlier run is {directory} again" if moved else str(error)) from error
 
 
 class Trainer:
@@ -98,10 +107,14 @@ class Trainer:
         model_rng, state_rng, self.sample_rng = jax.random.split(jax.random.key(config.seed), 3)
         optimizer = build_optimizer(config.optimizer, config.steps)
         self.rates = jax.device_get(jax.vmap(learning_rate(config.optimizer, config.steps))(jnp.arange(config.steps)))
-        vocab_size = len(dataset.tokenizer)
-        model = build_model(config.model, vocab_size, model_rng, sharding.sharded_attention(mesh))
-        average = config.optimizer.ema_decay > 0
-        self.graphdef, self.state = create_state(model, optimizer, state_rng, average=average)
+        vocab_size, attention = len(dataset.tokenizer), sharding.sharded_attention(mesh)
+
+        def create() -> tuple[nnx.GraphDef, TrainState]:
+            model = build_model(config.model, vocab_size, model_rng, attention)
+            return create_state(model, optimizer, state_rng, average=config.optimizer.ema_decay > 0)
+
+        check_memory("model and optimizer need", state_memory(lambda: create()[1]), jax.devices()[0])
+        self.graphdef, self.state = create()
         self.plain = self.graphdef  # of a single device
         if mesh is not None:
             self.plain = nnx.graphdef(build_model(config.model, vocab_size, model_rng))
@@ -185,7 +198,7 @@ class Trainer:
         shardings = jax.tree.map(lambda array: array.sharding, self.state)
         step = jax.jit(self.step_fn, donate_argnums=0, out_shardings=(shardings, None))
         compiled = step.lower(self.state, batch).compile()
-        check_memory(needed := step_memory(compiled), jax.devices()[0])
+        check_memory("a step needs", needed := step_memory(compiled), jax.devices()[0])
         return compiled, needed
 
     def train(self, done: int, metrics: Metrics, checkpoints: Checkpoints) -> int:
@@ -193,7 +206,7 @@ class Trainer:
         config, unfetched, profiling = self.config, None, False
         batch = self.batch(done + 1)
         compiled, needed = self.compile(batch)
-        metrics.say(f"a step needs {needed / 2**20:,.0f} MiB of memory" + ("" if self.mesh is None else " a device"))
+        metrics.say(f"a step needs {in_words(needed)} of memory" + ("" if self.mesh is None else " a device"))
         if config.start and done == 0:
             self.evaluate(0, metrics)
         for step in range(done + 1, config.steps + 1):
@@ -275,15 +288,14 @@ class Trainer:
         show.plot_loss(metrics.records, self.directory / "loss.png")
         train = [record["train_loss"] for record in metrics.records if record.get("train_loss") is not None][-100:]
         validations = [record for record in metrics.records if "validation_loss" in record]
-        shown = self.dataset.shown[0][0]
-        prompt = shown if self.dataset.answers else (shown.split() or [shown])[0]  # of characters that the model knows
-        metrics.say(
-            "\nA sample:\n\n" + self.samples.read_text(encoding="utf-8").rpartition(" ---\n")[2].rstrip() + "\n"
-        )
+        samples = self.samples.read_text(encoding="utf-8").split(f"--- step {self.config.steps} ---\n")
+        metrics.say(f"\nA sample:\n\n{printable(samples[-1].rstrip())}\n")
         if validations and validations[0]["step"] == 0:
             metrics.say(f"at the start: {describe(validations[0])}")
         if train and validations:
             metrics.say(f"train loss {np.mean(train):.3f}, {describe(validations[-1])}")
         metrics.say(f"pictures: {self.directory / 'loss.png'}, {self.directory / 'attention'}")
-        option = shlex.quote(f"--prompt={prompt}")  # which may begin with a dash
-        metrics.say(f"more text: python -m train.sample {self.directory} {option}")
+        shown = self.dataset.shown[0][0]
+        prompts = [shown] if self.dataset.answers else shown.split()[:1]  # of characters that the model knows
+        options = [shlex.quote(f"--prompt={prompt}") for prompt in prompts]  # which may begin with a dash
+        metrics.say(" ".join(["more text: python -m train.sample", str(self.directory), *options]))

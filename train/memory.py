@@ -1,8 +1,10 @@
 """The memory of a step: how much it needs, whether that is there, and that the kernel hands it out once."""
 
 import ctypes
+import math
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,8 +33,22 @@ def step_memory(compiled: jax.stages.Compiled) -> int:
     return sum(sizes) - memory.alias_size_in_bytes
 
 
-def check_memory(needed: int, device: jax.Device) -> None:
-    """Refuse a step that the device has too little memory for.
+def state_memory(create: Callable[[], Any]) -> int:
+    """Bytes of the arrays that this would make."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(create)))
+
+
+def in_words(size: int) -> str:
+    """A number of bytes, in the unit that it is read in.
+
+    >>> in_words(1200), in_words(9 * 2**20), in_words(1500 * 2**20)
+    ('2 KiB', '9 MiB', '1,500 MiB')
+    """
+    return f"{size / 2**20:,.0f} MiB" if size >= 2**20 else f"{math.ceil(size / 2**10)} KiB"
+
+
+def check_memory(what: str, needed: int, device: jax.Device) -> None:
+    """Refuse what the device has too little memory for.
 
     Raises:
       InputError: it names what makes a step smaller.
@@ -42,7 +58,7 @@ def check_memory(needed: int, device: jax.Device) -> None:
     else:
         there = (device.memory_stats() or {}).get("bytes_limit", needed)
     if needed > there:
-        raise out_of_memory(f"a step needs {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}")
+        raise out_of_memory(f"{what} {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}")
 
 
 def out_of_memory(what: str) -> InputError:

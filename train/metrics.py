@@ -101,7 +101,7 @@ class Metrics:
         speed = self.speed.describe(self.timed / self.seconds) if self.timed else ""
         self.progress.update(self.bar, completed=step, description=f"loss {loss:.3f}  {speed}")
         if self.progress.disable and step % max(self.steps // PLAIN_LINES, 1) == 0:
-            self.say(f"step {step}/{self.steps}  loss {loss:.3f}  {speed}")
+            self.say(f"step {step}/{self.steps}  loss {loss:.3f}  {speed}".rstrip())
 
     def validation(self, step: int, found: dict[str, float]) -> None:
         """Record and show what `evaluate` found; its time does not count as that of a step."""

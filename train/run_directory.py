@@ -43,7 +43,9 @@ def locked(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / "lock").open("w")
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another with --name") from error
+        raise InputError(
+            f"{directory}: cannot be written ({error.strerror}); make it so, or choose another with --name"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,6 +101,20 @@ def create(config: schema.Config, tokenizer: Tokenizer) -> Path | None:
     return moved
 
 
+def has_begun(directory: Path) -> bool:
+    """Whether the run there has a step, or an evaluation, behind it."""
+    metrics = directory / "metrics.jsonl"
+    return metrics.exists() and metrics.stat().st_size > 0
+
+
+def take_back(directory: Path, moved: Path | None) -> None:
+    """Undo `create`: what cannot be done as asked has moved nothing."""
+    with one_after_another():
+        shutil.rmtree(directory)
+        if moved:
+            moved.rename(directory)
+
+
 def check_same(config: schema.Config) -> Tokenizer:
     """The tokenizer of the run that is to go on, if it is the one that `config` says.
 
@@ -110,7 +126,8 @@ def check_same(config: schema.Config) -> Tokenizer:
     ours, theirs = (flatten(dataclasses.asdict(each)) for each in (config, earlier))
     differ = [name for name in ours if ours[name] != theirs[name] and not name.startswith(FREE)]
     if differ:
-        changes = ", ".join(f"{name} was {theirs[name]!r}, is {ours[name]!r}" for name in differ)
+        was, now = ({name: str(x) if isinstance(x, Path) else repr(x) for name, x in y.items()} for y in (theirs, ours))
+        changes = ", ".join(f"{name} was {was[name]}, is {now[name]}" for name in differ)
         raise InputError(f"{directory}: --resume goes on with the same run only; {changes}")
     return tokenizer
 
@@ -207,7 +224,10 @@ def load_with_data(directory: Path) -> tuple[schema.Config, Dataset, Transformer
       InputError: as `load`, or the data are gone, or others by now.
     """
     config, tokenizer, model, digest = _load(directory)
-    dataset = open_dataset(config, tokenizer)
+    try:
+        dataset = open_dataset(config, tokenizer)
+    except InputError as error:
+        raise InputError(f"{directory / 'config.toml'}: {error}") from error
     if dataset.digest != digest:
         raise InputError(f"{directory}: these are other data than the run learned from; put those back, or train anew")
     return config, dataset, model

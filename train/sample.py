@@ -95,9 +95,12 @@ def any_beginning(tokenizer: Tokenizer) -> str:
 
 
 def show(options: Sample) -> None:
-    """Print the text while it is made."""
+    """Print the text while it is made; a terminal is not to obey what is in it."""
+    from train.tokenizer import printable
+
+    shown = printable if sys.stdout.isatty() else str
     for piece in write(options):
-        print(piece, end="", flush=True)
+        print(shown(piece), end="", flush=True)
     print()
 
 

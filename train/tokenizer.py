@@ -136,6 +136,16 @@ class BpeTokenizer:
         return {"kind": "bpe", "model": json.loads(self.model.to_str())}
 
 
+def printable(text: str) -> str:
+    """The text with control characters but line breaks and tabs escaped, which a terminal would obey.
+
+    >>> print(printable("a\\n\\x1b[31mb"))
+    a
+    \\x1b[31mb
+    """
+    return "".join(c if c in "\n\t" or ord(c) >= 160 or 32 <= ord(c) < 127 else f"\\x{ord(c):02x}" for c in text)
+
+
 def build_tokenizer(kind: str, text: str, vocab_size: int) -> Tokenizer:
     """The tokenizer of that kind for a text; `vocab_size` is that of bpe.
 
@@ -166,10 +176,11 @@ def load(path: Path) -> Tokenizer:
     Raises:
       ValueError: it is not a tokenizer.
     """
-    text = path.read_text(encoding="utf-8")
     kinds = {"char": CharTokenizer, "byte": ByteTokenizer, "bpe": BpeTokenizer}
     try:
-        saved = json.loads(text)
+        saved = json.loads(path.read_text(encoding="utf-8"))
         return kinds[saved.pop("kind")](**saved)
+    except OSError:
+        raise
     except Exception as error:  # tokenizers raises nothing narrower
         raise ValueError(f"{path}: not a tokenizer ({error})") from error

@@ -25,7 +25,12 @@ def dataset(config: Config, tokenizer: Tokenizer | None) -> Dataset:
     text = read_text(source)
     tokenizer = tokenizer or build_tokenizer(config.tokenizer, text, config.data.vocab_size)
     size, length = config.data.batch_size, config.model.context_length + 1
-    train, held_out = split(tokenizer.encode(text), config.data.validation_fraction, config.model.context_length)
+    try:
+        tokens = tokenizer.encode(text)
+    except InputError as error:
+        where = "" if source is None else f"--data.path {source}: "
+        raise InputError(f"{where}{error}; give the text that it has learned, or train a model anew") from error
+    train, held_out = split(tokens, config.data.validation_fraction, config.model.context_length)
 
     def batch_of(step: int) -> Batch:
         return Batch(batch(train, seed=config.seed, step=step, batch_size=size, length=length))
