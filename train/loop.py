@@ -23,11 +23,12 @@ from train.data import Dataset, open_dataset
 from train.errors import InputError, StoppedError
 from train.evaluate import describe, evaluate
 from train.interrupts import Interrupts
-from train.memory import check_memory, in_words, keep_freed_memory, out_of_memory, state_memory, step_memory
+from train.memory import check_memory, in_words, keep_freed_memory, out_of_memory, step_memory
 from train.metrics import Metrics, Speed
 from train.model import build_model, flops_per_token, peak_flops
 from train.optimizer import build_optimizer, learning_rate
-from train.step import Batch, TrainState, create_state, train_step
+from train.plan import whole_state
+from train.step import Batch, create_state, train_step
 from train.tokenizer import printable
 
 MOST_SKIPPED = 10
@@ -107,14 +108,11 @@ class Trainer:
         model_rng, state_rng, self.sample_rng = jax.random.split(jax.random.key(config.seed), 3)
         optimizer = build_optimizer(config.optimizer, config.steps)
         self.rates = jax.device_get(jax.vmap(learning_rate(config.optimizer, config.steps))(jnp.arange(config.steps)))
-        vocab_size, attention = len(dataset.tokenizer), sharding.sharded_attention(mesh)
-
-        def create() -> tuple[nnx.GraphDef, TrainState]:
-            model = build_model(config.model, vocab_size, model_rng, attention)
-            return create_state(model, optimizer, state_rng, average=config.optimizer.ema_decay > 0)
-
-        check_memory("model and optimizer need", state_memory(lambda: create()[1]), jax.devices()[0])
-        self.graphdef, self.state = create()
+        vocab_size = len(dataset.tokenizer)
+        check_memory("model and optimizer need", whole_state(config, vocab_size), jax.devices()[0])
+        model = build_model(config.model, vocab_size, model_rng, sharding.sharded_attention(mesh))
+        average = config.optimizer.ema_decay > 0
+        self.graphdef, self.state = create_state(model, optimizer, state_rng, average=average)
         self.plain = self.graphdef  # of a single device
         if mesh is not None:
             self.plain = nnx.graphdef(build_model(config.model, vocab_size, model_rng))

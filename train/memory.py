@@ -4,7 +4,6 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,11 +30,6 @@ def step_memory(compiled: jax.stages.Compiled) -> int:
     memory: Any = compiled.memory_analysis()
     sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
     return sum(sizes) - memory.alias_size_in_bytes
-
-
-def state_memory(create: Callable[[], Any]) -> int:
-    """Bytes of the arrays that this would make."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(create)))
 
 
 def in_words(size: int) -> str:

@@ -72,7 +72,7 @@ def plan(config: Config, vocab: int) -> Plan:
     attention = 3 * FLOAT * min(scores, 2 * CPU.step)
     logits, gradients = 2 * FLOAT * tokens * vocab, FLOAT * held
     stacked = gradients if model.scan else 0  # else they take the room of activations that are used up
-    state = (4 if config.optimizer.ema_decay else 3) * FLOAT * held
+    state = _state(config, held)
     memory = state + max(activations + attention + logits + stacked, round(UPDATE * gradients))
 
     of_slice, ring, sent = by_tensor // tensor + by_data + whole, (data - 1) / data, {}
@@ -87,6 +87,15 @@ def plan(config: Config, vocab: int) -> Plan:
         sent["activations summed"] = round(sums * 2 * (tensor - 1) / tensor * FLOAT * tokens * model.embed_dim)
     parameters = by_tensor + by_data + whole
     return Plan(parameters, state, activations, attention, logits, gradients, memory, sent)
+
+
+def whole_state(config: Config, vocab: int) -> int:
+    """Bytes of the state before it is spread over devices."""
+    return _state(config, sum(_parameters(config.model, vocab, 1)))
+
+
+def _state(config: Config, parameters: int) -> int:
+    return (4 if config.optimizer.ema_decay else 3) * FLOAT * parameters
 
 
 def kept(model: Model, tensor: int) -> float:

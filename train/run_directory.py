@@ -126,10 +126,13 @@ def check_same(config: schema.Config) -> Tokenizer:
     ours, theirs = (flatten(dataclasses.asdict(each)) for each in (config, earlier))
     differ = [name for name in ours if ours[name] != theirs[name] and not name.startswith(FREE)]
     if differ:
-        was, now = ({name: str(x) if isinstance(x, Path) else repr(x) for name, x in y.items()} for y in (theirs, ours))
-        changes = ", ".join(f"{name} was {was[name]}, is {now[name]}" for name in differ)
+        changes = ", ".join(f"{name} was {_shown(theirs[name])}, is {_shown(ours[name])}" for name in differ)
         raise InputError(f"{directory}: --resume goes on with the same run only; {changes}")
     return tokenizer
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, Path) else repr(value)
 
 
 def check_start(config: schema.Config, start: Path) -> Tokenizer:
