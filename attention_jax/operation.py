@@ -6,7 +6,7 @@ transformation, to any order.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import jax
@@ -50,6 +50,18 @@ class Operation(ABC):
     @abstractmethod
     def batch(self, operands, axes: Sequence[int | None]) -> tuple[Sequence, Sequence[int]]:
         """Outputs under `vmap` with these axes of the operands, and where the outputs' new axes are."""
+
+
+def of_moving(fn: Callable, operands: Sequence, moving: Sequence[int]) -> tuple[Callable, Sequence]:
+    """`fn` of the operands that move alone, and these."""
+
+    def alone(*moved):
+        everything = list(operands)
+        for index, value in zip(moving, moved, strict=True):
+            everything[index] = value
+        return fn(*everything)
+
+    return alone, [operands[index] for index in moving]
 
 
 def vary_like(array, operands) -> jax.Array:

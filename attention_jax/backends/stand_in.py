@@ -5,7 +5,7 @@ are fast at; forward mode, higher orders and what is not finite are the slow fun
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attention_jax.operation import Operation, vary_like
+from attention_jax.operation import Operation, of_moving, vary_like
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Differential(_Derived):
 
     def run(self, *operands):
         primals, tangents = self.split(operands)
-        fn, moving = _of_moving(self.of.slow, primals, self.moving)
+        fn, moving = of_moving(self.of.slow, primals, self.moving)
         return [jax.jvp(fn, tuple(moving), tuple(tangents))[1]]
 
     def jvp(self, primals, tangents):
@@ -136,8 +136,8 @@ class Pullback(_Derived):
 
     def pull(self, fn: Callable, *operands):
         primals, (cotangent,) = self.split(operands)
-        of_moving, moving = _of_moving(fn, primals, self.moving)
-        return jax.vjp(of_moving, *moving)[1](cotangent)
+        fn, moving = of_moving(fn, primals, self.moving)
+        return jax.vjp(fn, *moving)[1](cotangent)
 
     def jvp(self, primals, tangents):
         return self(*primals), _tangents(partial(self.pull, self.of.slow), primals, tangents)
@@ -154,20 +154,8 @@ class Pullback(_Derived):
 
 def _tangents(fn: Callable, primals, tangents):
     moving = [index for index, tangent in enumerate(tangents) if tangent is not None]
-    of_moving, known = _of_moving(fn, primals, moving)
-    return list(jax.jvp(of_moving, tuple(known), tuple(tangents[index] for index in moving))[1])
-
-
-def _of_moving(fn: Callable, operands: Sequence, moving: Sequence[int]) -> tuple[Callable, Sequence]:
-    """`fn` of the moving operands alone, and these."""
-
-    def of_moving(*moved):
-        everything = list(operands)
-        for index, value in zip(moving, moved, strict=True):
-            everything[index] = value
-        return fn(*everything)
-
-    return of_moving, [operands[index] for index in moving]
+    fn, known = of_moving(fn, primals, moving)
+    return list(jax.jvp(fn, tuple(known), tuple(tangents[index] for index in moving))[1])
 
 
 def _wide(output: jax.ShapeDtypeStruct, size: int) -> jax.ShapeDtypeStruct:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from attention_jax.blocks.sweep import SamePairs, Sweep, accumulator, reordered
+from attention_jax.operation import of_moving
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,9 @@ class Tangent(_Derived):
     """The tangent of a rule's term; the operands' tangents follow the operands."""
 
     def term(self, block, masked, *operands):
-        operands, tangents = list(operands[: self.count]), operands[self.count :]
-
-        def term(*moved):
-            for index, value in zip(self.moving, moved, strict=True):
-                operands[index] = value
-            return tuple(self.rule.term(block, masked, *operands))
-
-        return jax.jvp(term, tuple(operands[index] for index in self.moving), tangents)[1]
+        operands, tangents = operands[: self.count], operands[self.count :]
+        term, moving = of_moving(partial(self.rule.term, block, masked), operands, self.moving)
+        return jax.jvp(term, tuple(moving), tangents)[1]
 
 
 @dataclass(frozen=True)
