@@ -76,9 +76,7 @@ def positions_for(positions: Positions | None, batch: Sequence[int], T: int, S: 
     if positions is None:
         return [jnp.arange(T), jnp.arange(S)]
     arrays = positions_alike(positions)
-    own = arrays[0].shape[:-1]
-    fits = len(own) in (0, len(batch)) and broadcasts(own, batch)
-    if not fits or [array.shape[-1] for array in arrays] != [T, S]:
+    if not of_batch(arrays[0].shape[:-1], batch) or [array.shape[-1] for array in arrays] != [T, S]:
         got = " and ".join(map(brief, arrays))
         of_each = f", or [*B, T] = {[*batch, T]} and [*B, S] = {[*batch, S]}" if batch else ""
         raise ValueError(f"positions must be [T] = [{T}] and [S] = [{S}]{of_each}; got {got}")
@@ -100,6 +98,11 @@ def made_by(what: str, fn: Callable[..., Any], names: str, inputs: Sequence[Any]
     if not broadcasts(array.shape, shape):
         raise ValueError(f"{what} must return one number for each pair, {list(shape)}, got {list(array.shape)}")
     return array
+
+
+def of_batch(shape: Sequence[int], batch: Sequence[int]) -> bool:
+    """Whether the batch dimensions of an array are none, or as many as these, which they can be broadcast to."""
+    return len(shape) in (0, len(batch)) and broadcasts(shape, batch)
 
 
 def broadcasts(shape: Sequence[int], wanted: Sequence[int]) -> bool:

@@ -121,7 +121,7 @@ def check_dropout_rate(rate: float) -> float:
             "close over it, or list it in jit's static_argnames"
         )
     try:
-        rate = float("no number" if isinstance(rate, str | bytes) else rate)
+        rate = float(0.0 + rate)  # to a word nothing can be added, though float() would read it
     except (TypeError, ValueError):
         raise TypeError(f"dropout_rate must be a number, got {rate!r}: pass 0.0 for none") from None
     if not 0 <= rate < 1:  # also refuses NaN

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from attention_jax.arguments import broadcasts, is_real, made_by, positions_alike
+from attention_jax.arguments import is_real, made_by, of_batch, positions_alike
 from attention_jax.checks import check_auto, check_mask_shape
 from attention_jax.mask_tree import Mask, as_mask, check_placed
 from attention_jax.node import node, static
@@ -153,9 +153,9 @@ class PlacedScore(Score):
         return [*self.score.axes(), "*t", "*s"]
 
     def check(self, shape: tuple[int, ...]) -> None:
-        (*batch, _), (T, S), own = shape[:-2], shape[-2:], self.query_positions.shape[:-1]
-        name, sizes = type(self.score).__name__, (self.query_positions.shape[-1], self.key_positions.shape[-1])
-        check_placed(name, self.score.axes(), *sizes, T, S)
-        if len(own) not in (0, len(batch)) or not broadcasts(own, batch):
+        *batch, _, T, S = shape
+        name, own = type(self.score).__name__, self.query_positions.shape[:-1]
+        check_placed(name, self.score.axes(), self.query_positions.shape[-1], self.key_positions.shape[-1], T, S)
+        if not of_batch(own, batch):
             raise ValueError(f"{name} is placed at positions for batch dimensions {list(own)}, expected *B = {batch}")
         self.score.check((*shape[:-2], S, S))  # where positions are given, T != S leaves no offset open
