@@ -431,8 +431,11 @@ OF_WEIGHTS = [
 
 @pytest.mark.parametrize(
     "name, spread",
-    [(name, False) for name in INSIDE] + [(name, True) for name in OF_WEIGHTS],
-    ids=[f"weights of all-{name}" for name in INSIDE] + [f"weights of each-{name}" for name in OF_WEIGHTS],
+    [pytest.param(name, True, id=f"weights of each-{name}") for name in OF_WEIGHTS]
+    + [
+        pytest.param(name, False, id=f"weights of all-{name}", marks=pytest.mark.slow if name in OF_WEIGHTS else ())
+        for name in INSIDE
+    ],
 )
 def test_functions_inside_a_checked_shard_map(name, spread):
     devices = 2
