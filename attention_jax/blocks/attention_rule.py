@@ -61,7 +61,7 @@ class AttentionRule:
         """The same, for the steps of this grid."""
         return replace(
             self,
-            alone=self.cpu and self.derived and self.positional and grid.alone,
+            alone=self.cpu and self.derived and grid.alone,
             softmax_at_once=self.few and not OLD_XLA,
             many_rows=steps.many_rows(grid),
             many_small=self.cpu and OLD_XLA and steps.many_small(grid, self.channels[0]),

@@ -25,14 +25,14 @@ class BlockSum(Sweep):
         if isinstance(self.rule, Transposed) and self.grid.length("g") > 1:
             term = partial(term, of_group=True)
 
-        def step(start, carry, blocks):
+        def step(start, carry, take):
             def terms(tiles):
                 zeros = self.zeros(operands)
                 whole = [zero.reshape(shape) for zero, shape in zip(zeros, self.block_shapes(), strict=True)]
-                terms = self.by_tile(term, self.axes, self.out_axes, start, blocks, tiles, whole, operator.add)
+                terms = self.by_tile(term, self.axes, self.out_axes, start, take(), tiles, whole, operator.add)
                 return [term.reshape(zero.shape) for term, zero in zip(terms, zeros, strict=True)]
 
-            terms = self.by_kind(start, blocks, terms)
+            terms = self.by_kind(start, take, terms)
             carry = [c + t for c, t in zip(carry, _where(terms, of_keys, False), strict=True)]
             return carry, _where(terms, of_keys, True)
 

@@ -40,12 +40,12 @@ class Fold(Sweep):
         def nothing():
             return [vary_like(x, operands) for x in self.nothing()]
 
-        def step(start, before, blocks):
+        def step(start, before, take):
             def find(tiles):
                 own = self.find, self.axes, self.carried
-                return self.by_tile(*own, start, blocks, tiles, nothing(), lambda _, found: found)
+                return self.by_tile(*own, start, take(), tiles, nothing(), lambda _, found: found)
 
-            found = self.by_kind(start, blocks, find)
+            found = self.by_kind(start, take, find)
             return self.merge(before, found) if before else found, []
 
         first = list if self.grid.steps("s") == 1 else nothing  # a lone block has none before it

@@ -86,7 +86,7 @@ class Softmax(Fold):
     def jvp(self, primals, tangents):
         rule, channels = self.rule, self.outputs[0].shape[-1]
         (primals, axes), (tangents, _) = (in_order(rule, each, self.axes) for each in (primals, tangents))
-        grid = self.grid.derived() if rule.positional else self.grid
+        grid = self.grid.derived()
         rule = replace(rule, derived=True).fitted(grid)
         output, lse = replace(self, rule=rule, grid=grid, axes=axes)(*primals)
         given = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0

@@ -97,7 +97,8 @@ class Sweep(Operation):
 
         Args:
           first: () -> carry, at each new block of queries.
-          step: (start, carry, blocks) -> the next carry, and blocks to add to the outputs that have keys.
+          step: (start, carry, take) -> the next carry, and blocks to add to the outputs that have keys; `take()` is the
+            operands' blocks, for the branch that wants them: XLA would copy what is cut before it.
           last: carry -> blocks to add to the outputs that have none.
           together: blocks of queries in the same pass through the compiled loop.
         """
@@ -116,11 +117,14 @@ class Sweep(Operation):
             def with_keys(s, state):
                 carry, results = state
                 here = start | {"s": grid.start("s", s)}
-                blocks = [
-                    _take(grid, axes, operand, here) if block is None else block
-                    for axes, operand, block in zip(self.axes, operands, fixed, strict=True)
-                ]
-                carry, terms = step(here, carry, blocks)
+
+                def take():
+                    return [
+                        _take(grid, axes, operand, here) if block is None else block
+                        for axes, operand, block in zip(self.axes, operands, fixed, strict=True)
+                    ]
+
+                carry, terms = step(here, carry, take)
                 return carry, self._add(results, here, terms, of_keys=True)
 
             rows = start["t"], start["t"] + grid.size("t") - 1
@@ -201,25 +205,27 @@ class Sweep(Operation):
 
         return over_heads(one_head, self.grid.size, axes, out_axes)(heads, *blocks)
 
-    def by_kind(self, start, blocks, fn: Callable[[Tiles], Any]):
+    def by_kind(self, start, take, fn: Callable[[Tiles], Any]):
         """`fn` of the tiles in which some pair counts: of none, where nothing does, and of a whole block, where it is
         not known while tracing which do."""
+        if self.grid.alone and not self.rule.positional:  # which would cost more to find out
+            return fn((whole(self.grid, True),))
         if self.rule.positional and all(isinstance(start[a], int) for a in "ts"):
-            return fn(tiles_at(self.rule, self.grid, start, blocks, self.most_tiles))
+            return fn(tiles_at(self.rule, self.grid, start, self.most_tiles))
         if self.rule.positional and self.rule.relative and self.grid.size("t") == self.grid.size("s"):
-            patterns, kind = along_diagonals(self.rule, self.grid, start, blocks, self.most_tiles)
+            patterns, kind = along_diagonals(self.rule, self.grid, start, self.most_tiles)
             return lax.switch(kind, [partial(fn, tiles) for tiles in patterns])
         rows, columns = ((start[a], start[a] + self.grid.size(a) - 1) for a in "ts")
         patterns = [(), (whole(self.grid, True),), (whole(self.grid, False),)]
         if self.rule.positional:
-            some, every = self.rule.some_every(rows, columns, *blocks)
+            some, every = self.rule.some_every(rows, columns)
         else:
 
             def count(block, *operands):
                 some, every = self.rule.some_every(rows, columns, *operands)
                 return jnp.asarray(some, int), jnp.asarray(every, int)
 
-            some, every = self.by_head(count, self.axes, ("", ""), start, blocks, whole(self.grid, True))
+            some, every = self.by_head(count, self.axes, ("", ""), start, take(), whole(self.grid, True))
             heads = self.grid.size("x") * self.grid.size("b") * self.grid.size("k") * self.grid.size("g")
             some, every = some > 0, every == heads
         if some is True and isinstance(every, bool):

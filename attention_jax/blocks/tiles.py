@@ -48,8 +48,8 @@ def whole(grid: Grid, masked: bool) -> Tile:
     return Tile((0, grid.size("t")), (0, grid.size("s")), masked)
 
 
-def tiles_at(rule: Any, grid: Grid, start: dict[str, int], operands: Sequence[jax.Array], most: int) -> Tiles:
-    """The tiles, so many at most, of the block that begins there."""
+def tiles_at(rule: Any, grid: Grid, start: dict[str, int], most: int) -> Tiles:
+    """The tiles, so many at most, of the block that begins there, under a rule that looks at positions alone."""
     size, ranges = grid.tile_of(most), list[tuple[tuple[int, int], tuple[int, int]]]()
     for first in range(0, grid.size("t"), size):
         count = min(size, grid.size("t") - first)
@@ -63,20 +63,18 @@ def tiles_at(rule: Any, grid: Grid, start: dict[str, int], operands: Sequence[ja
     tiles = []
     for (first, count), (low, high) in ranges:
         rows = start["t"] + first, start["t"] + first + count - 1
-        some, every = rule.some_every(rows, (start["s"] + low, start["s"] + high - 1), *operands)
+        some, every = rule.some_every(rows, (start["s"] + low, start["s"] + high - 1))
         if some and low < high:
             tiles.append(Tile((first, count), (low, high - low), not every))
     return tuple(tiles)
 
 
-def along_diagonals(
-    rule: Any, grid: Grid, start: dict[str, Any], operands: Sequence[jax.Array], most: int
-) -> tuple[list[Tiles], jax.Array]:
+def along_diagonals(rule: Any, grid: Grid, start: dict[str, Any], most: int) -> tuple[list[Tiles], jax.Array]:
     """What tiles square blocks have where only the distance of two positions matters, and which of these the block has
     that begins there: as the first block of its diagonal."""
     size, firsts = grid.size("t"), range(1 - grid.steps("s"), grid.steps("t"))
     starts = [{"t": max(d, 0) * size, "s": max(-d, 0) * size} for d in firsts]
-    tiles = [tiles_at(rule, grid, first, operands, most) for first in starts]
+    tiles = [tiles_at(rule, grid, first, most) for first in starts]
     patterns = list(dict.fromkeys([(), *tiles]))
     diagonal = (start["t"] - start["s"]) // size - firsts[0]
     kind = jnp.asarray([patterns.index(each) for each in tiles])[diagonal]
