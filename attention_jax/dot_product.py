@@ -278,6 +278,8 @@ def head_weights(
     visible = jnp.broadcast_to(True if visible is None else visible, products.shape)
     finite = query_finite.T & key_finite & jnp.isfinite(products)
     logits = jnp.asarray(scale, dtype) * jnp.where(visible & finite, products, 0)
+    finite &= jnp.isfinite(logits)  # a scale may take them beyond the largest number
+    logits = jnp.where(finite, logits, 0)
     logits = change(logits if bias is None else logits + jnp.where(visible, bias.astype(dtype), 0))
     visible &= logits != -jnp.inf  # a bias of -inf hides as a mask does
     poisoned = jnp.any(visible & ~(finite & jnp.isfinite(logits)), axis=-1, keepdims=True)

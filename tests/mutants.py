@@ -35,6 +35,9 @@ class Mutant(NamedTuple):
 MUTANTS = [
     # the equation
     Mutant("dot_product.py", "logits = jnp.asarray(scale, dtype) * jnp.where(", "logits = jnp.where(", "test_dot_product.py::test_every_head_layout"),
+    Mutant("dot_product.py", "    finite &= jnp.isfinite(logits)", "    finite &= True", "test_contract.py::test_logits_that_overflow_are_nan -m slow"),
+    Mutant("blocks/attention_rule.py", "query, key, known) * self.scales[2]", "query, key, known)", "test_contract.py::test_logits_that_overflow_are_nan"),
+    Mutant("blocks/attention_rule.py", "d_logits = d_logits * self.scales[2]", "pass", "test_blockwise.py::test_one_key"),
     Mutant("dot_product.py", "exponential / total)", "exponential)", "test_dot_product.py::test_every_head_layout"),
     Mutant("dot_product.py", "jnp.max(logits, axis=-1, keepdims=True,", "jnp.max(logits, axis=-2, keepdims=True,", "test_weights.py::test_every_mask"),
     Mutant("dot_product.py", "dtype = np.promote_types(query.dtype, np.float32)", "dtype = query.dtype", "test_contract.py::test_float16_logits_beyond_float16[reference] -m slow"),

@@ -139,11 +139,14 @@ def test_float16_logits_beyond_float16(everything):
     assert suite.error(output, reference.attention(query, key, value, ROWS_MASK)) <= suite.TOLERANCES["float16"]
 
 
+@pytest.mark.parametrize("size, scale", [(1e30, 1.0), (1e10, 1e20)], ids=["products", "scaled"])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_logits_that_overflow_are_nan(attention, sign, arrays):
-    query, key, value, _ = arrays
-    query, key = jnp.full_like(query, 1e30 * sign), jnp.full_like(key, 1e30)
-    assert jnp.isnan(attention(query, key, value)).all()
+@pytest.mark.parametrize("S", [1, 9])
+def test_logits_that_overflow_are_nan(attention, size, scale, sign, S, arrays):
+    query, key, value = arrays[0], arrays[1][:, :S], arrays[2][:, :S]
+    query, key = jnp.full_like(query, size * sign), jnp.full_like(key, size)
+    assert jnp.isnan(attention(query, key, value, scale=scale)).all()
+    assert jnp.isnan(attention(query, key, value, scale=scale, bias=jnp.zeros((7, S)))).all()
 
 
 def test_float64_throughout(attention):

@@ -145,14 +145,13 @@ class AttentionRule:
         return key + (marks if key.shape == value.shape else jnp.sum(marks, axis=-1, keepdims=True))
 
     def scored(self, block, products, arrays):
-        logits = products * self.scales[2]
         if self.scoreless:
-            return logits
+            return products
         score = jax.tree.unflatten(self.score_tree, arrays)
         # what fills the last block stands where the last query or key does: elsewhere a score may have no gradient
         rows, columns = jnp.minimum(block.rows, self.queries - 1), jnp.minimum(block.columns, self.keys - 1)
         # finite: a score of -inf hides what overflows, too
-        return hidden_rests(score.apply(finite_or_zero(logits), block.head, rows, columns))
+        return hidden_rests(score.apply(finite_or_zero(products), block.head, rows, columns))
 
     def mark(self, value):
         """For the product of a query and a lone key: 0, but NaN if the value is not finite. YNNPACK looks at it slowly,
@@ -162,7 +161,7 @@ class AttentionRule:
 
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
-        products = self.without_hidden(block, masked, mask, self.product("th,hs->ts", query, key, key))
+        products = self.without_hidden(block, masked, mask, self.products(query, key, key))
         logits = self.scored(block, products, score)
         return self.seen(block, mask, logits) if masked else logits
 
@@ -205,6 +204,10 @@ class AttentionRule:
         if not self.many_small:
             return product
         return product + jnp.einsum(f"{keys}->{letters[-1]}", jax.lax.stop_gradient(known - known))[None, :]
+
+    def products(self, query, key, known, keys="hs"):
+        """Of queries and keys, scaled, before it is asked whether they are finite."""
+        return self.product(f"th,{keys}->ts", query, key, known) * self.scales[2]
 
     def over_queries(self, queries, scores, known, of_group):
         """The sum over the queries, for each key; `of_group`, over those of all heads that share it. XLA's fast product
@@ -264,6 +267,7 @@ class AttentionRule:
         d_logits, d_score = back_through_score(shown(weights * d_weights))
         if not self.scoreless:  # of what is hidden, it may have a slope that is not finite
             d_logits = shown(d_logits)
+        d_logits = d_logits * self.scales[2]
 
         # a sum of zeros is fused with a product if no other asks for the same; in the tiles of a loop that did not pay
         apart = jnp.abs if self.heads_first or not masked else jnp.asarray
@@ -286,14 +290,14 @@ class AttentionRule:
 def _product(rule, query, key):
     """As `Softmax.find` makes it, so that XLA makes it once for both where nothing loops; it takes nothing back through
     what is not finite."""
-    return rule.product("th,hs->ts", query, key, key)
+    return rule.products(query, key, key)
 
 
 @_product.defjvp
 def _product_jvp(rule, primals, tangents):
     (query, key), (d_query, d_key) = map(finite_or_zero, primals), tangents
-    product = partial(rule.product, "th,hs->ts", known=key)
-    return _product(rule, *primals), product(d_query, key) + product(query, d_key)
+    products = partial(rule.products, known=key)
+    return _product(rule, *primals), products(d_query, key) + products(query, d_key)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -52,7 +52,7 @@ class Softmax(Fold):
         if nans:  # of all keys at once: XLA finds them slowly in the pieces of a block where those are by rows
             key += nans[0][:, None]
         key = rule.marked(key, value)
-        products = rule.product(f"th,{keys}->ts", query, key, key)
+        products = rule.products(query, key, key, keys)
         if rule.lone:
             products += rule.mark(value)
         logits = rule.scored(block, products, score)
