@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from attention_jax.arguments import positions_for
 from attention_jax.backends import KERNELS, Request
 from attention_jax.blockwise import blockwise_attention, grid_for
 from attention_jax.checks import check_dropout, check_many_heads
-from attention_jax.devices import platform_of
+from attention_jax.devices import device_of, platform_of
 from attention_jax.dot_product import multi_head_attention_and_lse
 from attention_jax.mask_tree import Mask, as_mask
 from attention_jax.masks import prefix
@@ -199,7 +200,7 @@ def _choose(request: Request, implementation: str | None) -> _Choice:
         if problem is None:
             return _Choice(name, f"it is the fastest on {platform_of(request.query)} of those that can", passed_over)
         passed_over[name] = problem
-    # By `python -m benchmarks attention` on 2 CPU cores, blockwise takes 0.1 to 0.8 of the reference's time, forward
+    # By `python -m benchmarks attention` on 2 CPU cores, blockwise takes 0.1 to 0.6 of the reference's time, forward
     # and backward, at all lengths where both were measured. A problem of one block has no loop: it is the plain path.
     return _Choice("blockwise", "it was the faster of ours at every length at which both were measured", passed_over)
 
@@ -277,18 +278,30 @@ def explain(
     """
     options: dict[str, Any] = {"scale": scale, "dropout_rate": dropout_rate, "dropout_rng": dropout_rng}
     options["precision"] = precision
+    numbers, tree = jax.tree.flatten(None if score is None else as_score(score))
+    arrays = {
+        index: number for index, number in enumerate(numbers) if np.ndim(number)
+    }  # inputs, not in temporary memory
     plans: list[tuple[_Choice, _Blocks]] = []
 
     def run(
-        query: jax.Array, key: jax.Array, value: jax.Array, mask: MaskLike | None, positions: Positions | None
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: MaskLike | None,
+        arrays: dict[int, jax.Array],
+        positions: Positions | None,
     ) -> jax.Array:
+        score = jax.tree.unflatten(tree, [arrays.get(index, number) for index, number in enumerate(numbers)])
         request = _request(query, key, value, mask, score, positions, False, **options)
         choice = _choose(request, implementation)
         plans.append((choice, _blocks(request, choice.implementation)))
         chosen: dict[str, Any] = {"score": score, "positions": positions, "implementation": choice.implementation}
         return attention(query, key, value, mask=mask, **chosen, **options)
 
-    memory: Any = jax.jit(run).lower(query, key, value, mask, positions).compile().memory_analysis()
+    with jax.default_device(device_of(query)) if isinstance(query, jax.Array) else nullcontext():
+        compiled = jax.jit(run).lower(query, key, value, mask, arrays, positions).compile()
+    memory: Any = compiled.memory_analysis()
     choice, (blocks, skipped, unmasked, size) = plans[0]
     return Explanation(*choice, blocks, skipped, unmasked, size, memory.temp_size_in_bytes)
 

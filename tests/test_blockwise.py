@@ -19,6 +19,7 @@ from attention_jax import scores
 from attention_jax.blocks.steps import many_rows, many_small, tiny
 from attention_jax.blocks.tiles import tiles_at
 from attention_jax.blockwise import CPU, _few, block_grid, blockwise_attention, canonical, grid_for
+from attention_jax.devices import device_of
 from attention_jax.score_rules import relative_bucket
 
 SHAPE = (13, 17, 4, 2, 8, 5, (2,))
@@ -832,6 +833,19 @@ def test_explain_counts_blocks(mask, skipped, unmasked):
     assert (plan.skipped, plan.unmasked) == (skipped, unmasked)
     assert ("run time" if skipped is None else f"{skipped} skipped") in str(plan)
     assert 0 < plan.temporary_bytes < 50 * 2**20
+
+
+def test_what_a_score_holds_is_no_temporary_memory():
+    x, bias = jnp.ones((500, 2, 8)), aj.bias(jnp.ones((500, 500)))
+    passed = jax.jit(lambda x, score: aj.attention(x, x, x, score=score)).lower(x, bias).compile()
+    assert aj.explain(x, x, x, score=bias).temporary_bytes < 1.2 * passed.memory_analysis().temp_size_in_bytes
+
+
+def test_explain_chooses_for_where_the_arrays_lie(monkeypatch):
+    x, asked = jax.device_put(jnp.ones((5, 2, 8)), jax.devices()[3]), []
+    monkeypatch.setattr("attention_jax.dispatch.platform_of", lambda array: asked.append(device_of(array)) or "cpu")
+    aj.explain(x, x, x)
+    assert asked and set(asked) == {jax.devices()[3]}
 
 
 def test_explain_wants_no_arrays():
