@@ -70,6 +70,10 @@ FIXED = {
 """What this GPT-2 is; a config.json may leave out any but the first."""
 
 
+GPT2Attention = partial(MultiHeadAttention, fused=True)
+GPT2FeedForward = partial(FeedForward, activation=jax.nn.gelu)
+
+
 def build_gpt2(
     vocab_size: int, context_length: int, embed_dim: int, num_heads: int, num_layers: int, *, epsilon: float = 1e-5,
     hidden_dim: int | None = None, rngs: nnx.Rngs,
@@ -85,9 +89,9 @@ def build_gpt2(
     >>> build_gpt2(65, 16, 8, 2, 1, rngs=nnx.Rngs(0))(jnp.zeros((2, 5), int)).shape
     (2, 5, 65)
     """
-    attention = partial(MultiHeadAttention, fused=True)
-    feed_forward = partial(FeedForward, hidden_dim=hidden_dim, activation=jax.nn.gelu)
-    block = partial(TransformerBlock, attention=attention, feed_forward=feed_forward)
+    block = partial(
+        TransformerBlock, attention=GPT2Attention, feed_forward=partial(GPT2FeedForward, hidden_dim=hidden_dim)
+    )
     norm = partial(nnx.LayerNorm, epsilon=epsilon)
     return TransformerLM(
         vocab_size, context_length, embed_dim, num_heads, num_layers, block=block, norm=norm, rngs=rngs

@@ -8,6 +8,7 @@ from flax import nnx
 
 from attention_jax import attention
 from attention_jax.modules import FeedForward, MultiHeadAttention, TransformerBlock, TransformerLM
+from attention_jax.pretrained import GPT2Attention, GPT2FeedForward
 from configs import schema
 
 PEAK_FLOPS = {
@@ -28,8 +29,9 @@ def build_model(
     config: schema.Model, vocab_size: int, rng: jax.Array, attention_fn: Callable[..., jax.Array] = attention
 ) -> TransformerLM:
     """The model of a run, freshly initialised."""
-    heads = partial(MultiHeadAttention, attention_fn=attention_fn, fused=config.kind == "gpt2")
-    feed_forward = partial(FeedForward, activation=jax.nn.gelu) if config.kind == "gpt2" else FeedForward
+    gpt2 = GPT2Attention, GPT2FeedForward
+    heads, feed_forward = gpt2 if config.kind == "gpt2" else (MultiHeadAttention, FeedForward)
+    heads = partial(heads, attention_fn=attention_fn)
     block = partial(TransformerBlock, attention=heads, feed_forward=feed_forward, dropout_rate=config.dropout_rate)
     return TransformerLM(
         vocab_size, config.context_length, config.embed_dim, config.num_heads, config.num_layers,
