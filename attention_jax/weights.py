@@ -18,9 +18,10 @@ from attention_jax.checks import (
     check_one_head,
     check_scale,
 )
+from attention_jax.dispatch import placed
 from attention_jax.dot_product import head_weights
 from attention_jax.score_tree import apply_score, check_rules
-from attention_jax.typing import Integers, MaskLike, ScoreLike
+from attention_jax.typing import Integers, MaskLike, Positions, ScoreLike
 
 
 def attention_weights(
@@ -30,6 +31,7 @@ def attention_weights(
     mask: MaskLike | None = None,
     bias: ArrayLike | None = None,
     score: ScoreLike | None = None,
+    positions: Positions | None = None,
     scale: ArrayLike | None = None,
     precision: PrecisionLike = None,
     rows: Integers | None = None,
@@ -43,6 +45,8 @@ def attention_weights(
       mask: `Mask`, or bool `[T, S]` or `[*B, N or 1, T, S]`, True = may attend. Default: every query sees every key.
       bias: floating `[T, S]` or `[*B, N or 1, T, S]`, added to the scaled logits; -inf hides a key.
       score: a change to the logits, after the bias: see `attention_jax.scores`.
+      positions: where queries and keys stand for `mask` and `score`, integers `[*B, T]` and `[*B, S]`, as `attention`
+        has them.
       scale: factor on query . key. Default: 1/sqrt(H).
       precision: of the matrix product, as in `jax.numpy.matmul`.
       rows: integers `[R]`, the queries whose weights are wanted, counted from the end if negative. Default: all T.
@@ -70,8 +74,9 @@ def attention_weights(
             raise ValueError(f"heads= wants query [*B, T, N, H], got one head, query {jnp.shape(query)}")
         query, key = (x[:, None] for x in check_one_head(query=query, key=key))
         return attention_weights(
-            query, key, mask=mask, bias=bias, score=score, scale=scale, precision=precision, rows=rows
-        )[0]
+            query, key, mask=mask, bias=bias, score=score, positions=positions, scale=scale, precision=precision,
+            rows=rows,
+        )[0]  # fmt: skip
     query, key, _ = check_many_heads(query, key, key)
     *batch, T, N, H = query.shape
     S, K = key.shape[-3:-1]
@@ -79,7 +84,7 @@ def attention_weights(
     options: dict[str, Any] = {"scale": check_scale(scale, H), "precision": precision}
     rows, heads, columns = check_indices("rows", rows, T), check_indices("heads", heads, N), jnp.arange(S)
 
-    visible, score = check_rules(mask, score, shape)
+    visible, score = check_rules(*placed(mask, score, positions, batch, T, S), shape)
     if visible is not None:
         visible = cut_leaves(visible, t=rows, n=heads).at(rows, columns)
         visible = visible.reshape((1,) * (len(shape) - visible.ndim) + visible.shape)
