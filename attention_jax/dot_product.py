@@ -114,7 +114,19 @@ def causal_attention(
     return scaled_dot_product_attention(query, key, value, mask=causal(offset=offset), **options)
 
 
-def multi_head_attention(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options: Any) -> jax.Array:
+def multi_head_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: MaskLike | None = None,
+    bias: ArrayLike | None = None,
+    score: ScoreLike | None = None,
+    scale: ArrayLike | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    precision: PrecisionLike = None,
+) -> jax.Array:
     """`scaled_dot_product_attention` for every head, and for every batch element if there are any.
 
     With fewer key/value heads than query heads (K < N), each serves N/K neighbouring query heads: grouped-query
@@ -124,7 +136,6 @@ def multi_head_attention(query: ArrayLike, key: ArrayLike, value: ArrayLike, **o
       query: `[*B, T, N, H]`, floating point; `*B` is any number of batch dimensions.
       key: `[*B, S, K, H]`, same dtype, N a multiple of K.
       value: `[*B, S, K, Hv]`, same dtype.
-      **options: any of those that follow.
       mask: `Mask`, or bool `[T, S]` or `[*B, N or 1, T, S]`, True = may attend.
       bias: floating `[T, S]` or `[*B, N or 1, T, S]`, added to the scaled logits; -inf hides a key.
       score: a change to the logits, after the bias: see `attention_jax.scores`.
@@ -144,7 +155,10 @@ def multi_head_attention(query: ArrayLike, key: ArrayLike, value: ArrayLike, **o
     >>> multi_head_attention(query, key, value).shape
     (5, 7, 4, 3)
     """
-    return multi_head_attention_and_lse(query, key, value, **options)[0]
+    return multi_head_attention_and_lse(
+        query, key, value, mask=mask, bias=bias, score=score, scale=scale, dropout_rate=dropout_rate,
+        dropout_rng=dropout_rng, precision=precision,
+    )[0]  # fmt: skip
 
 
 def multi_head_attention_and_lse(
