@@ -271,6 +271,14 @@ REFUSED = {
     "llama3_scaling: no context": (lambda: aj.llama3_scaling(jnp.ones(2), factor=2, original_length=0), ValueError, r"original_length=\) must be at least 1, got 0"),
     "yarn_scaling: no context": (lambda: aj.yarn_scaling(jnp.ones(2), factor=2, original_length=0), ValueError, r"original_length=\) must be at least 1, got 0"),
     "sinusoidal_positions: half positions": (lambda: aj.sinusoidal_positions([0.5, 1.0], 4), TypeError, "must be integers, got float32"),
+    "MultiHeadAttention: heads in words": (lambda: modules.MultiHeadAttention(8, 4, num_kv_heads="2", rngs=rngs()), TypeError, "num_kv_heads must be an integer, got '2'"),
+    "MultiHeadAttention: 2.0 heads": (lambda: modules.MultiHeadAttention(8, 4, num_kv_heads=2.0, rngs=rngs()), TypeError, "num_kv_heads must be an integer, got 2.0"),
+    "SingleHeadAttention: no channels": (lambda: modules.SingleHeadAttention(8, 0, rngs=rngs()), ValueError, "head_dim must be at least 1, got 0"),
+    "FeedForward: no channels": (lambda: modules.FeedForward(0, rngs=rngs()), ValueError, "embed_dim must be at least 1, got 0"),
+    "SwiGLU: no channels": (lambda: modules.SwiGLU(0, rngs=rngs()), ValueError, "embed_dim must be at least 1, got 0"),
+    "TransformerLM: a context in words": (
+        lambda: modules.TransformerLM(5, "a", 8, 2, 1, positions=None, rngs=rngs()), TypeError, "context_length must be an integer, got 'a'",
+    ),
     "project_fused: no heads of keys": (lambda: aj.project_fused(X, jnp.ones((8, 16)), num_heads=4, num_kv_heads=0), ValueError, "num_kv_heads must be at least 1, got 0"),
     "project_fused: kernel": (lambda: aj.project_fused(X, jnp.ones((7, 12)), num_heads=4), ValueError, r"x \(2, 5, 8\), kernel \(7, 12\)"),
     "project_separate: kernel": (

@@ -272,7 +272,7 @@ def outcome(scan, remat):
 def test_scan_and_remat_are_the_same_model(scan, remat):
     plain = outcome(False, False)
     for one, two in zip(plain, outcome(scan, remat), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
     graphdef, params = nnx.split(language_model(remat=True))
     assert "remat" in str(jax.make_jaxpr(lambda params: nnx.merge(graphdef, params)(TOKENS))(params))
     assert plain[0] != plain[4]  # dropout acts, and equally: each block's pattern is its own in every variant
@@ -354,7 +354,7 @@ def test_tokens_that_are_none_are_refused():
     (lambda: MultiHeadAttention(24, 4, num_kv_heads=3, rngs=nnx.Rngs(0)), "num_heads=4 must be a multiple of num_kv_heads=3"),
     (lambda: ConcatenatedHeads(10, 4, rngs=nnx.Rngs(0)), "embed_dim=10"),
     (lambda: TransformerLM(11, 7, D, N, 0, rngs=nnx.Rngs(0)), "num_layers must be at least 1, got 0"),
-    (lambda: MultiHeadAttention(D, N, num_kv_heads=0, rngs=nnx.Rngs(0)), "num_kv_heads=0"),
+    (lambda: MultiHeadAttention(D, N, num_kv_heads=0, rngs=nnx.Rngs(0)), "num_kv_heads must be at least 1, got 0"),
     (lambda: MultiHeadAttention(D, N, attention_fn=_same_size_only, rngs=nnx.Rngs(0))(X, return_weights=True), "return_weights=True"),
     (lambda: MultiHeadAttention(D, N, rngs=nnx.Rngs(0))(X[..., :5]), r"expected \[\*B, T, D\] with D = 24"),
 ])  # fmt: skip

@@ -33,7 +33,8 @@ class SingleHeadAttention(nnx.Module):
       rngs: initialises the parameters.
 
     Raises:
-      ValueError: `dropout_rate` not in [0, 1); of a call: an input whose last dimension is not D.
+      TypeError: sizes that are not integers.
+      ValueError: a size below 1, `dropout_rate` not in [0, 1); of a call: an input whose last dimension is not D.
 
     >>> x = jnp.ones((2, 5, 8))
     >>> SingleHeadAttention(8, 4, rngs=nnx.Rngs(0))(x).shape
@@ -43,6 +44,8 @@ class SingleHeadAttention(nnx.Module):
     def __init__(
         self, embed_dim: int, head_dim: int, *, use_bias: bool = True, dropout_rate: float = 0.0, rngs: nnx.Rngs
     ) -> None:
+        embed_dim = static_int("embed_dim", embed_dim, minimum=1)
+        head_dim = static_int("head_dim", head_dim, minimum=1)
         linear = partial(Linear, embed_dim, head_dim, axes=("embed", "head_dim"), use_bias=use_bias, rngs=rngs)
         self.query, self.key, self.value = linear(), linear(), linear()
         self.dropout_rate = Dropout(dropout_rate).rate
@@ -177,15 +180,15 @@ class MultiHeadAttention(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         H = _head_dim(embed_dim, num_heads)
-        self.num_heads, self.num_kv_heads = num_heads, num_heads if num_kv_heads is None else num_kv_heads
-        if self.num_kv_heads < 1 or num_heads % self.num_kv_heads:
+        K = num_heads if num_kv_heads is None else static_int("num_kv_heads", num_kv_heads, minimum=1)
+        if num_heads % K:
             raise ValueError(f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}")
+        self.num_heads, self.num_kv_heads = num_heads, K
         linear = partial(Linear, embed_dim, use_bias=use_bias, rngs=rngs)
-        N, K = self.num_heads, self.num_kv_heads
         if fused:
-            self.qkv = linear((N + 2 * K) * H, axes=("embed", "qkv"))
+            self.qkv = linear((num_heads + 2 * K) * H, axes=("embed", "qkv"))
         else:
-            self.query = linear(N * H, axes=("embed", "heads"))
+            self.query = linear(num_heads * H, axes=("embed", "heads"))
             self.key, self.value = (linear(K * H, axes=("embed", "kv_heads")) for _ in range(2))
         self.out = linear(embed_dim, axes=("heads", "embed"))
         self.fused = fused

@@ -32,8 +32,8 @@ class FeedForward(nnx.Module):
       rngs: initialises the parameters.
 
     Raises:
-      TypeError: a `hidden_dim` that is not an integer; of a call: `rngs` that are none.
-      ValueError: a `hidden_dim` below 1, a `dropout_rate` not in [0, 1); of a call: a last dimension that is not D.
+      TypeError: sizes that are not integers; of a call: `rngs` that are none.
+      ValueError: a size below 1, a `dropout_rate` not in [0, 1); of a call: a last dimension that is not D.
 
     >>> FeedForward(8, rngs=nnx.Rngs(0))(jax.numpy.ones((5, 8))).shape
     (5, 8)
@@ -49,6 +49,7 @@ class FeedForward(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ) -> None:
+        embed_dim = static_int("embed_dim", embed_dim, minimum=1)
         hidden_dim = 4 * embed_dim if hidden_dim is None else static_int("hidden_dim", hidden_dim, minimum=1)
         options = {"use_bias": use_bias, "rngs": rngs}
         self.up = Linear(embed_dim, hidden_dim, axes=("embed", "mlp"), **options)
@@ -72,8 +73,8 @@ class SwiGLU(nnx.Module):
       rngs: initialises the parameters.
 
     Raises:
-      TypeError: a `hidden_dim` that is not an integer; of a call: `rngs` that are none.
-      ValueError: a `hidden_dim` below 1, a `dropout_rate` not in [0, 1); of a call: a last dimension that is not D.
+      TypeError: sizes that are not integers; of a call: `rngs` that are none.
+      ValueError: a size below 1, a `dropout_rate` not in [0, 1); of a call: a last dimension that is not D.
 
     >>> SwiGLU(12, rngs=nnx.Rngs(0)).up.kernel.shape
     (12, 32)
@@ -88,6 +89,7 @@ class SwiGLU(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ) -> None:
+        embed_dim = static_int("embed_dim", embed_dim, minimum=1)
         hidden_dim = 8 * embed_dim // 3 if hidden_dim is None else static_int("hidden_dim", hidden_dim, minimum=1)
         options = {"use_bias": use_bias, "rngs": rngs}
         self.gate = Linear(embed_dim, hidden_dim, axes=("embed", "mlp"), **options)

@@ -122,6 +122,7 @@ class TransformerLM(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         vocab_size = static_int("vocab_size", vocab_size, minimum=1)
+        context_length = static_int("context_length", context_length, minimum=1)
         num_layers = static_int("num_layers", num_layers, minimum=1)
         if not (positions is None or callable(positions)):
             raise TypeError(
