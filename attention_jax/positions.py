@@ -30,7 +30,8 @@ def sinusoidal_positions(positions: Integers, dim: int, *, base: float = 10000.0
       base: ratio of the longest wavelength to the shortest.
 
     Returns:
-      float `[T, D]` or `[*B, T, D]`: sines in the even channels, cosines in the odd ones.
+      float `[T, D]` or `[*B, T, D]`: sines in the even channels, cosines in the odd ones. Of traced positions they are
+      made in float32: position 2,000 is right to 1e-4.
 
     Raises:
       TypeError: a traced number of positions, positions that are not integers, or a `dim` that is none.
@@ -40,13 +41,14 @@ def sinusoidal_positions(positions: Integers, dim: int, *, base: float = 10000.0
     [[0.    1.    0.    1.   ]
      [0.841 0.54  0.01  1.   ]]
     """
-    xp: Any = jnp
     if np.ndim(positions) == 0:
-        xp, positions = np, np.arange(static_int("sinusoidal_positions(positions=)", positions, minimum=0))
+        positions = np.arange(static_int("sinusoidal_positions(positions=)", positions, minimum=0))
     else:
         positions = integer_array("sinusoidal_positions(positions=)", positions)
     frequencies = _frequencies("sinusoidal_positions(dim=)", dim, base)
-    angles = positions[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))
+    traced = any(isinstance(x, jax.core.Tracer) for x in (positions, frequencies))
+    xp: Any = jnp if traced else np
+    angles = xp.asarray(positions)[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))
     both = xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1)
     return jnp.asarray(both.reshape(*positions.shape, dim), float)
 

@@ -10,6 +10,14 @@ import pytest
 import attention_jax as aj
 
 
+def test_sinusoidal_embeddings_do_not_depend_on_how_positions_are_given():
+    """Far positions are as exact as near ones, unless they are traced."""
+    counted, listed = aj.sinusoidal_positions(3000, 8), aj.sinusoidal_positions(jnp.arange(3000), 8)
+    np.testing.assert_array_equal(counted, listed)
+    traced = jax.jit(lambda positions: aj.sinusoidal_positions(positions, 8))(jnp.arange(3000))
+    np.testing.assert_allclose(traced, counted, atol=3e-4)
+
+
 def test_sinusoidal_is_the_paper():
     ours = aj.sinusoidal_positions(50, 12)
     for position in range(50):
