@@ -97,6 +97,21 @@ def test_memory_that_runs_out_names_what_makes_a_step_smaller(monkeypatch):
         main(["text", *TINY])
 
 
+def test_memory_that_runs_out_later_loses_nothing(monkeypatch):
+    evaluate = loop.Trainer.evaluate
+
+    def evaluate_at_first(self, step, metrics):
+        if step:
+            raise MemoryError("5 bytes")
+        evaluate(self, step, metrics)
+
+    monkeypatch.setattr(loop.Trainer, "evaluate", evaluate_at_first)
+    with pytest.raises(
+        StoppedError, match=r"runs.text: out of memory \(5 bytes\); what was saved is kept: .* --resume"
+    ):
+        main(["text", *TINY])
+
+
 def test_nothing_is_transferred_in_silence(monkeypatch):
     """A batch that is not put on the device before the step is an error: the loop's guard is on."""
     monkeypatch.setattr(sharding, "place_batch", lambda batch, mesh: batch)

@@ -43,7 +43,7 @@ def run(config: Config) -> int:
 
     Raises:
       InputError: what cannot be done as asked; nothing has been trained or lost by then.
-      StoppedError: too many steps in a row had to be skipped, or the disk is full.
+      StoppedError: too many steps in a row had to be skipped, or the disk or the memory is full.
     """
     keep_freed_memory()
     sharding.connect(config.mesh)
@@ -69,12 +69,15 @@ def run(config: Config) -> int:
                 f"{directory}: cannot be written ({error.strerror or error}); what was saved is kept: make room, and "
                 "go on with --resume"
             ) from error
-        except MemoryError as error:
-            raise out_of_memory(f"out of memory ({error})") from error
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise out_of_memory(f"out of memory ({str(error).splitlines()[0]})") from error
+            what = f"out of memory ({str(error).partition(chr(10))[0]})"
+            if not run_directory.has_begun(directory):
+                raise out_of_memory(what) from error
+            raise StoppedError(
+                f"{directory}: {what}; what was saved is kept: make room, and go on with --resume"
+            ) from error
 
 
 @contextlib.contextmanager
