@@ -180,7 +180,7 @@ class Trainer:
         peaks = [peak_flops(device) for device in devices]
         tokens = self.config.data.batch_size * self.config.model.context_length
         flops = tokens * flops_per_token(self.config.model, len(self.dataset.tokenizer))
-        known = [peak for peak in peaks if peak is not None]
+        known = [peak for peak in peaks if peak is not None and self.config.model.dtype == "bfloat16"]
         return Speed(tokens, flops, sum(known) if len(known) == len(peaks) else None)
 
     def say_what_it_is(self, metrics: Metrics, done: int, moved: Path | None) -> None:
