@@ -27,6 +27,10 @@ class Tokenizer(Protocol):
         """What `load` makes it from."""
 
 
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.int32)
+
+
 @dataclass(frozen=True)
 class CharTokenizer:
     """Token i is the i-th character of `vocabulary`, which is in the order of code points.
@@ -56,7 +60,7 @@ class CharTokenizer:
         Raises:
           InputError: a character that the vocabulary lacks.
         """
-        vocabulary, points = (np.array([*map(ord, part)], np.int32) for part in (self.vocabulary, text))
+        vocabulary, points = map(_code_points, (self.vocabulary, text))
         tokens = np.searchsorted(vocabulary, points)
         unknown = np.flatnonzero(vocabulary[np.minimum(tokens, len(vocabulary) - 1)] != points)
         if len(unknown):
