@@ -6,7 +6,8 @@
 PyTorch is not imported: a state dict is a mapping from names to arrays. Its names are matched by their last words, as
 listed in `_NAMES`: those of `nn.MultiheadAttention`, of a pre-norm `nn.TransformerEncoderLayer`, of nanoGPT, and of
 tutorials (`W_q`, `qkv_proj`, `mlp.0`). Kernels are `nn.Linear`'s, `[out, in]`, and a fused one holds query, key and
-value one after the other.
+value one after the other. A state dict holds neither an activation nor the order of norms: the block has to be built
+with those of the PyTorch module, whose default is `jax.nn.relu`.
 """
 
 import re
