@@ -80,7 +80,8 @@ def generate(
     a ring.
 
     Args:
-      model: a `TransformerLM`, or one with its `hidden`, `logits`, `empty_cache`, `positions`, `context_length`.
+      model: a `TransformerLM`, or one with its `hidden`, `logits`, `empty_cache`, `positions`, `context_length`, and
+        `tokens.num_embeddings`.
       prompt: int `[P]` or `[B, P]`, tokens of the vocabulary.
       num_tokens: how many to add, at most (static int).
       rng: random key; the same key gives the same tokens. Those of an example do not depend on the others.

@@ -52,7 +52,8 @@ def ring_attention(
       query, key, value: as `attention`; T and S multiples of the axis' size.
       mesh: the devices.
       axis: the mesh axis that T and S are cut along. Others are left to the compiler.
-      mask, score: as `attention`. Their rules go by position, their arrays by index.
+      mask, score: as `attention`. Their rules go by position, their arrays by index; for T != S, a rule that compares
+        positions wants its `offset`, with `positions` 0.
       positions: where queries and keys stand, integers `[T]` and `[S]`. Default: 0, 1, 2, ... With `balanced_order`,
         all devices have equally much to do under a causal mask.
       scale, precision: as `attention`.

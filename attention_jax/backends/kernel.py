@@ -128,7 +128,7 @@ class Kernel:
             yield "it takes no precision="
         if request.lse:
             yield "it gives no log-sum-exp that is float32 and differentiable"
-        if self.x64 < jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        if jax.config.jax_enable_x64 and not self.x64:  # type: ignore[attr-defined]
             yield "it wants jax_enable_x64 to be off"
         if _is_checked():
             yield "inside jax.shard_map it wants check_vma=False"

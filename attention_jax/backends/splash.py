@@ -32,9 +32,9 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, options: Options)
 
     (_, T, N, _), (_, S, _, Hv) = query.shape, value.shape
     (t, rows), (s, columns) = _blocks(T), _blocks(S)
-    names = ("block_q", "block_q_dkv", "block_q_dq"), ("block_kv", "block_kv_compute", "block_kv_dkv")
-    names = names[0], (*names[1], "block_kv_dkv_compute", "block_kv_dq")
-    sizes = splash_attention.BlockSizes(**dict.fromkeys(names[0], t), **dict.fromkeys(names[1], s))  # type: ignore[arg-type]
+    of_queries = "block_q", "block_q_dkv", "block_q_dq"
+    of_keys = "block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq"
+    sizes = splash_attention.BlockSizes(**dict.fromkeys(of_queries, t), **dict.fromkeys(of_keys, s))  # type: ignore[arg-type]
     kernel = splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([_mask(options.mask, (T, S), (rows, columns))] * N),
         block_sizes=sizes,

@@ -1,6 +1,7 @@
 """This library's own implementations: the equation, the blocks, and the module."""
 
-from functools import partial
+import operator
+from functools import partial, reduce
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 import attention_jax as aj
 from attention_jax.checks import check_many_heads
 from attention_jax.conformance.implementation import Implementation
+from attention_jax.mask_tree import as_mask
 
 
 def implementations() -> list[Implementation]:
@@ -92,7 +94,7 @@ def _mask(mask, causal, key_lengths):
     parts = [] if mask is None else [mask]
     parts += [aj.causal()] * causal
     parts += [] if key_lengths is None else [aj.key_lengths(key_lengths)]
-    return parts[0] if parts else None
+    return reduce(operator.and_, map(as_mask, parts)) if parts else None
 
 
 def _widen(array, size):
