@@ -1,8 +1,11 @@
 """Errors that are shown as one line."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
 
 
 class InputError(Exception):
@@ -26,6 +29,18 @@ def exit_status(run: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         say_no_more()
         return 1
+
+
+def end_when_asked() -> None:
+    """Have Ctrl-C and SIGTERM end this process at once. Of an exception, an import or a destructor that is interrupted
+    may make another, or nothing."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    os.write(sys.stderr.fileno(), b"\ninterrupted\n")
+    os._exit(128 + number)
 
 
 def say_no_more() -> None:
