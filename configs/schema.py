@@ -18,7 +18,8 @@ def _at_least(minimum: float, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not minimum <= value < math.inf:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+            finite = "" if value < math.inf else " and finite"
+            raise ValueError(f"{name} must be at least {minimum}{finite}, got {value}")
 
 
 def _fraction(config: Any, *names: str) -> None:
@@ -53,6 +54,8 @@ class Data:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}")
         if self.source == "add" and self.task_length > 18:
             raise ValueError(f"task_length must be at most 18 for add, got {self.task_length}")
+        if not str(self.path).isprintable():
+            raise ValueError(f"path must be printable text, got {str(self.path)!r}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be above 0 and below 1, got {self.validation_fraction}")
 
@@ -192,12 +195,17 @@ class Config:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.name) or not self.name.strip("."):
-            raise ValueError(f"name may hold letters, digits and . _ - only, got {self.name!r}")
+            raise ValueError(f"name may hold letters, digits and . _ - only, and not dots alone, got {self.name!r}")
         _at_least(1, self, "steps", "eval_every", "checkpoint_every")
         if self.steps > MOST_STEPS:
             raise ValueError(f"steps must be at most {MOST_STEPS:,}, since each leaves a record, got {self.steps}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}")
+        if self.data.source in ("copy", "reverse", "sort") and self.data.task_length > self.model.context_length:
+            raise ValueError(
+                f"data.task_length={self.data.task_length} must be below model.context_length="
+                f"{self.model.context_length}, which question and answer have to fit in"
+            )
         if self.data.source == "questions" and self.start is None:
             raise ValueError("start must name the run that questions fine-tune, such as runs/text")
 

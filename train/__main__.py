@@ -54,6 +54,8 @@ def saved_config(name: str) -> Config | None:
         return schema.load(path) if path.exists() else None
     except ValueError as error:
         raise InputError(str(error)) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 if __name__ == "__main__":

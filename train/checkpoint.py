@@ -110,7 +110,8 @@ class Checkpoints:
         Raises:
           InputError: something was, and none of it is whole.
         """
-        for step in sorted(self.manager.all_steps(), reverse=True):
+        manifests = {int(path.stem) for path in self.directory.glob("*.json") if path.stem.isdigit()}
+        for step in sorted(manifests.union(self.manager.all_steps()), reverse=True):
             try:
                 manifest = json.loads(self._manifest(step).read_text(encoding="utf-8"))
                 hashes = manifest["sha256"]

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,8 @@ def run(config: Config) -> int:
         tokenizer = run_directory.check_same(config)
     elif config.start:
         tokenizer = run_directory.check_start(config, config.start)
+    batch = 4 * config.data.batch_size * (config.model.context_length + 1)
+    check_memory("a batch of tokens needs", batch, jax.devices()[0])
     dataset = open_dataset(config, tokenizer)
     rows = len(dataset.validation[0].tokens)
     if mesh is not None and rows % mesh.shape["data"]:
@@ -160,10 +163,17 @@ class Trainer:
             else:
                 checkpoints.clean()
                 found = checkpoints.newest()
+                if not found:
+                    run_directory.check_unsaved(self.config, self.directory)
         sharding.wait_for_all("restored")
-        notes = {"samples": 0}
+        notes: dict[str, Any] = {"samples": 0}
         if found:
             arrays, notes = found
+            if changes := run_directory.differences(notes["config"], run_directory.settled(self.config)):
+                raise InputError(
+                    f"{self.directory / 'config.toml'}: not what the saved steps were made with; {changes}: put it "
+                    "back, or train on with another --name and --start"
+                )
             if notes["data"] != self.dataset.digest:
                 raise InputError(f"{self.directory}: --resume with other data than the run began with")
             self.state = unflat(self.state, arrays, self.directory)
@@ -229,7 +239,8 @@ class Trainer:
                 jax.profiler.stop_trace()
                 profiling = False
             if evaluate or save or stopped:
-                self.record(step, unfetched, metrics)
+                skipped = self.record(step, unfetched, metrics)
+                save = save and (last or not skipped)  # or checkpoints of a streak would take the place of good ones
                 unfetched = None
             if evaluate:
                 self.evaluate(step, metrics)
@@ -246,7 +257,10 @@ class Trainer:
     def save(self, step: int, metrics: Metrics, checkpoints: Checkpoints) -> None:
         """Have the state on disk, and all records and samples that belong to it."""
         metrics.sync()
-        notes = {"data": self.dataset.digest, "samples": self.samples.stat().st_size}
+        notes = {
+            "data": self.dataset.digest, "samples": self.samples.stat().st_size,
+            "config": run_directory.settled(self.config),
+        }  # fmt: skip
         checkpoints.save(step, sharding.gather(self.state, self.mesh), notes)
 
     def stopped(self, together: bool) -> int:
@@ -256,8 +270,11 @@ class Trainer:
             return received
         return sharding.highest(received) if together else 0
 
-    def record(self, step: int, outcome: dict, metrics: Metrics) -> None:
+    def record(self, step: int, outcome: dict, metrics: Metrics) -> int:
         """Note a step's metrics.
+
+        Returns:
+          How many steps in a row have been skipped by now.
 
         Raises:
           StoppedError: it is the last of too many in a row that had to be skipped.
@@ -272,6 +289,7 @@ class Trainer:
                 f"step {step}: {MOST_SKIPPED} steps in a row were skipped, since {which}, was not finite; the last "
                 "good checkpoint is kept: try a lower --optimizer.learning-rate"
             )
+        return int(outcome["skipped"])
 
     def evaluate(self, step: int, metrics: Metrics) -> None:
         """Validation, a sample of what the model writes, and a picture of its attention."""
@@ -298,5 +316,6 @@ class Trainer:
         metrics.say(f"pictures: {self.directory / 'loss.png'}, {self.directory / 'attention'}")
         shown = self.dataset.shown[0][0]
         prompts = [shown] if self.dataset.answers else shown.split()[:1]  # of characters that the model knows
+        prompts = [prompt for prompt in prompts if printable(prompt) == prompt]  # a terminal obeys others
         options = [shlex.quote(f"--prompt={prompt}") for prompt in prompts]  # which may begin with a dash
         metrics.say(" ".join(["more text: python -m train.sample", str(self.directory), *options]))

@@ -123,16 +123,40 @@ def check_same(config: schema.Config) -> Tokenizer:
     """
     directory = RUNS / config.name
     earlier, tokenizer = _read(directory)
-    ours, theirs = (flatten(dataclasses.asdict(each)) for each in (config, earlier))
-    differ = [name for name in ours if ours[name] != theirs[name] and not name.startswith(FREE)]
-    if differ:
-        changes = ", ".join(f"{name} was {_shown(theirs[name])}, is {_shown(ours[name])}" for name in differ)
+    if changes := differences(settled(earlier), settled(config)):
         raise InputError(f"{directory}: --resume goes on with the same run only; {changes}")
     return tokenizer
 
 
+def settled(config: schema.Config) -> dict[str, str]:
+    """What a run that goes on has to have as it was, in words by dotted names."""
+    fields = flatten(dataclasses.asdict(config))
+    return {name: _shown(value) for name, value in fields.items() if not name.startswith(FREE)}
+
+
+def differences(earlier: dict[str, str], now: dict[str, str]) -> str:
+    """What of `settled` is no longer as it was; nothing if all is."""
+    differ = [name for name in now if earlier.get(name) != now[name]]
+    return ", ".join(f"{name} was {earlier.get(name, 'not there')}, is {now[name]}" for name in differ)
+
+
 def _shown(value: Any) -> str:
     return str(value) if isinstance(value, Path) else repr(value)
+
+
+def check_unsaved(config: schema.Config, directory: Path) -> None:
+    """Refuse to begin a run anew of which something has been saved, though it is no longer there.
+
+    Raises:
+      InputError: it says how many steps would be lost.
+    """
+    metrics = directory / "metrics.jsonl"
+    steps = metrics.read_bytes().count(b'"train_loss"') if metrics.exists() else 0
+    if steps > (0 if config.start else config.checkpoint_every):  # until then, a kill may have come first
+        raise InputError(
+            f"{directory}: {steps} steps are recorded, and no checkpoint is here: put back what was in "
+            f"{directory / 'checkpoints'}, or begin anew with another --name"
+        )
 
 
 def check_start(config: schema.Config, start: Path) -> Tokenizer:

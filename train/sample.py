@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from train.tokenizer import Tokenizer
 
 
+MOST_TOKENS = 10**7
+
+
 @dataclass(frozen=True)
 class Sample:
     """Write text with a trained model."""
@@ -56,8 +59,8 @@ def write(options: Sample) -> Iterator[str]:
 
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed must be at least 0 and below 2**32, got {options.seed}")
-    if options.length < 0:
-        raise InputError(f"--length must be at least 0, got {options.length}")
+    if not 0 <= options.length <= MOST_TOKENS:
+        raise InputError(f"--length must be at least 0 and at most {MOST_TOKENS:,}, got {options.length}")
     config, tokenizer, model = run_directory.load(options.run)
     if options.prompt == "":
         raise InputError("--prompt is empty: give at least one character, such as --prompt ' '")

@@ -1,6 +1,7 @@
 """From text to tokens and back. No tokenizer here has special tokens, which text could be taken for."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,14 +141,17 @@ class BpeTokenizer:
         return {"kind": "bpe", "model": json.loads(self.model.to_str())}
 
 
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 def printable(text: str) -> str:
-    """The text with control characters but line breaks and tabs escaped, which a terminal would obey.
+    """The text with what a terminal would obey escaped: controls but line breaks and tabs, and what turns directions.
 
     >>> print(printable("a\\n\\x1b[31mb"))
     a
     \\x1b[31mb
     """
-    return "".join(c if c in "\n\t" or ord(c) >= 160 or 32 <= ord(c) < 127 else f"\\x{ord(c):02x}" for c in text)
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def build_tokenizer(kind: str, text: str, vocab_size: int) -> Tokenizer:
@@ -160,7 +164,8 @@ def build_tokenizer(kind: str, text: str, vocab_size: int) -> Tokenizer:
         return CharTokenizer.of(text)
     if kind == "byte":
         return ByteTokenizer()
-    tokenizer = BpeTokenizer.of(text, vocab_size)
+    most = 256 + len(text.encode("utf-8"))  # beyond which memory would be asked for in vain
+    tokenizer = BpeTokenizer.of(text, min(vocab_size, most))
     if len(tokenizer) < vocab_size:
         raise InputError(
             f"--data.vocab-size {vocab_size}: the text has pairs for {len(tokenizer)} tokens only; "

@@ -25,12 +25,15 @@ def dataset(config: Config, tokenizer: Tokenizer | None) -> Dataset:
     text = read_text(source)
     tokenizer = tokenizer or build_tokenizer(config.tokenizer, text, config.data.vocab_size)
     size, length = config.data.batch_size, config.model.context_length + 1
+    where = "" if source is None else f"--data.path {source}: "
     try:
         tokens = tokenizer.encode(text)
     except InputError as error:
-        where = "" if source is None else f"--data.path {source}: "
         raise InputError(f"{where}{error}; give the text that it has learned, or train a model anew") from error
-    train, held_out = split(tokens, config.data.validation_fraction, config.model.context_length)
+    try:
+        train, held_out = split(tokens, config.data.validation_fraction, config.model.context_length)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from error
 
     def batch_of(step: int) -> Batch:
         return Batch(batch(train, seed=config.seed, step=step, batch_size=size, length=length))
@@ -62,9 +65,16 @@ def read_text(path: Path | None) -> str:
     except OSError as error:
         raise InputError(f"--data.path {path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
+        if error.reason == "unexpected end of data":
+            fix = "the file is cut off within a character"
+        elif content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            fix = f"convert it: iconv -f utf-16 -t utf-8 {path}"
+        elif b"\0" in content:
+            fix = "it holds bytes of 0, which no text has"
+        else:
+            fix = f"convert it, e.g. iconv -f latin1 -t utf-8 {path}"
         raise InputError(
-            f"--data.path {path}: not UTF-8 text, byte {content[error.start]:#04x} at offset {error.start}; "
-            f"convert it, e.g. iconv -f latin1 -t utf-8 {path}"
+            f"--data.path {path}: not UTF-8 text, byte {content[error.start]:#04x} at offset {error.start}; {fix}"
         ) from error
     if not text:
         raise InputError(f"--data.path {path}: the file is empty")
@@ -83,7 +93,7 @@ def split(tokens: np.ndarray, validation_fraction: float, context_length: int) -
         if len(part) < context_length + 1:
             raise InputError(
                 f"the {name} text has {len(part)} tokens, fewer than --model.context-length {context_length} + 1: "
-                "give a longer text, or a shorter context"
+                "give a longer text, a shorter context, or another --data.validation-fraction"
             )
     return parts["training"], parts["validation"]
 
