@@ -4,7 +4,7 @@ import random
 import sys
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,14 +16,14 @@ from benchmarks.attention import FORWARD, WITH_BACKWARD, programs
 from benchmarks.interleave import seconds
 from benchmarks.results import OURS, Row
 
-COUNT = 30
+COUNT = 40
 LENGTHS = 1, 2, 4, 7, 16, 31, 32, 64, 77, 100, 128, 197, 256, 512
 LARGEST = 2**28
 """Multiplications of a product, of which this many take some ten milliseconds."""
 
 
 class Shape(NamedTuple):
-    """Of query, key and value, and whether a query sees only the keys before it."""
+    """Of query, key and value, and which keys a query sees: all, those before it, or those that are no padding."""
 
     B: int
     T: int
@@ -31,13 +31,13 @@ class Shape(NamedTuple):
     N: int
     K: int
     H: int
-    causal: bool
+    sees: Literal["", "causal", "padded"]
 
     def __str__(self) -> str:
         parts = [f"({self.B}, {self.T}, {self.N}, {self.H})"]
         parts += [f"{self.S} key{'s' * (self.S > 1)}"] if self.S != self.T else []
         parts += [f"{self.K} head{'s' * (self.K > 1)} of keys"] if self.K != self.N else []
-        return ", ".join(parts + ["causal"] * self.causal)
+        return ", ".join(parts + [self.sees] * bool(self.sees))
 
 
 def drawn(count: int) -> list[Shape]:
@@ -47,8 +47,9 @@ def drawn(count: int) -> list[Shape]:
         T, N = chance.choice(LENGTHS), chance.choice((1, 4, 8, 12))
         S = chance.choice((T, T, *LENGTHS))
         B, K, H = chance.choice((1, 4, 16, 64)), chance.choice((N, N, 1)), chance.choice((8, 16, 32, 64, 128))
+        sees = chance.choice(("", "padded", "causal") if T == S else ("", "padded"))
         if B * N * T * S * H <= LARGEST:
-            shapes.append(Shape(B, T, S, N, K, H, causal=T == S and chance.random() < 0.5))
+            shapes.append(Shape(B, T, S, N, K, H, sees))
     return shapes
 
 
@@ -61,16 +62,16 @@ def measure(rounds: int) -> Iterator[Row]:
 
 def times(shape: Shape, direction: str, rounds: int) -> Iterator[Row]:
     """Seconds of both."""
-    B, T, S, N, K, H, causal = shape
+    B, T, S, N, K, H, sees = shape
     chance = np.random.default_rng(0)
     of_query, of_key = (B, T, N, H), (B, S, K, H)
     *inputs, cotangent = (
         jnp.asarray(chance.normal(size=each), jnp.float32) for each in (of_query, of_key, of_key, of_query)
     )
-    contenders = {
-        OURS: partial(aj.attention, mask=aj.causal() if causal else None),
-        "jax.nn": partial(by_jax_nn, causal=causal),
-    }
+    lengths = jnp.asarray(chance.integers(1, S + 1, B), jnp.int32)
+    masks = {"": None, "causal": aj.causal(), "padded": aj.key_lengths(lengths)}
+    theirs = {"": {}, "causal": {"causal": True}, "padded": {"key_lengths": lengths}}
+    contenders = {OURS: partial(aj.attention, mask=masks[sees]), "jax.nn": partial(by_jax_nn, **theirs[sees])}
     for name, values in seconds(programs(contenders, direction, inputs, cotangent), rounds).items():
         yield Row(f"Shapes drawn by chance, {direction}", str(shape), name, values)
 

@@ -148,15 +148,15 @@ def test_one_query_is_measured_forward():
 def test_shapes_are_drawn_once_for_all():
     drawn = shapes.drawn(20)
     assert drawn == shapes.drawn(30)[:20] and len(set(map(str, drawn))) == 20
-    assert all(shape.N % shape.K == 0 and (shape.T == shape.S or not shape.causal) for shape in drawn)
-    assert any(shape.causal for shape in drawn) and any(shape.T != shape.S for shape in drawn)
+    assert all(shape.N % shape.K == 0 and (shape.T == shape.S or shape.sees != "causal") for shape in drawn)
+    assert {shape.sees for shape in drawn} == {"", "causal", "padded"} and any(shape.T != shape.S for shape in drawn)
 
 
 @pytest.mark.parametrize("direction", [attention.FORWARD, attention.WITH_BACKWARD])
 def test_a_shape_is_measured_beside_jax_nn(direction):
-    rows = list(shapes.times(shapes.Shape(2, 5, 7, 4, 1, 8, False), direction, rounds=2))
+    rows = list(shapes.times(shapes.Shape(2, 5, 7, 4, 1, 8, "padded"), direction, rounds=2))
     assert [row.implementation for row in rows] == [OURS, "jax.nn"]
-    assert {row.case for row in rows} == {"(2, 5, 4, 8), 7 keys, 1 head of keys"}
+    assert {row.case for row in rows} == {"(2, 5, 4, 8), 7 keys, 1 head of keys, padded"}
 
 
 def test_memory_of_all_weights_grows_faster_than_ours():
