@@ -26,8 +26,8 @@ besides its inputs and outputs; PyTorch does not tell.
 Greedy text by the smallest GPT-2, of random weights, each library with its cache.
 """,
     "shapes": """
-Small problems, of which `jax.nn` holds all weights without harm. Shapes are as above; where they are padded, each example
-has so many keys as chance would have it, and both are told by an array of lengths.
+Small problems, of which `jax.nn` holds all weights without harm. Shapes are as above; where they are padded, each
+example has as many keys as chance would have it, and both are told by an array of lengths.
 """,
     "training": """
 A step is that of the preset `shakespeare`, beside a plain PyTorch loop of the same model and optimiser, the making of

@@ -1,6 +1,6 @@
 """The training step beside a plain PyTorch loop of the same model.
 
-The `shakespeare` recipe for a CPU, which is nanoGPT's: 4 layers, 4 heads, 128 channels, context 64, batch 12, AdamW
+The `shakespeare` recipe for a CPU, of nanoGPT's sizes: 4 layers, 4 heads, 128 channels, context 64, batch 12, AdamW
 with clipping. Ours is what `train.loop` runs in a step, the batch and the fetched metrics included. Each contender runs
 a few steps in each round. Then the time from the command `python -m train` to its first training step, with nothing
 compiled before.

@@ -1,4 +1,6 @@
-"""Tiny Shakespeare, character by character, by nanoGPT's recipe for a laptop.
+"""Tiny Shakespeare, character by character, with the sizes and the optimiser of nanoGPT's recipe for a laptop.
+
+Initial weights and biases are this library's, and the loss is that of the whole validation part.
 
     python -m train shakespeare                          # downloads the text once
     python -m train shakespeare --data.path input.txt    # or reads it from a file
