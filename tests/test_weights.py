@@ -52,6 +52,24 @@ def test_every_score(name, query_key):
     )
 
 
+def test_positions_are_those_of_attention(query_key):
+    """With them go rows of the mask and of the score; a key at a negative one is seen by none."""
+    chance = np.random.default_rng(2)
+    positions = chance.integers(0, 40, (*batch, T)), chance.integers(-3, 40, (*batch, S))
+    options = {"mask": aj.causal(), "score": scores.alibi(jnp.arange(N) / 7), "positions": positions}
+    identity = jnp.broadcast_to(jnp.eye(S)[:, None], (*batch, S, K, S))
+    true = jnp.swapaxes(aj.attention(*query_key, identity, **options), -2, -3)
+    weights = aj.attention_weights(*query_key, **options)
+    assert suite.error(weights, true) <= suite.TOLERANCES["float32"]
+    some = aj.attention_weights(*query_key, **options, rows=ROWS, heads=HEADS)
+    np.testing.assert_allclose(some, weights[:, np.array(HEADS)][..., np.array(ROWS), :], atol=1e-7)
+    one = aj.attention_weights(
+        *(x[0, :, 0] for x in query_key), mask=aj.causal(), positions=tuple(each[0] for each in positions)
+    )
+    plain = aj.attention_weights(*query_key, mask=aj.causal(), positions=positions)
+    np.testing.assert_allclose(one, plain[0, 0], atol=1e-7)
+
+
 @pytest.mark.slow
 def test_one_head_and_a_head_more_than_once(query_key):
     query, key = (x[0, :, 0] for x in query_key)
