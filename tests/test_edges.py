@@ -149,7 +149,7 @@ def test_positions_of_any_integer_dtype(implementation, dtype):
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
 def test_integers_of_a_dtype_that_ends_before_the_keys(dtype):
-    x, number = normal(300, 1, 4), np.asarray(100, dtype)
+    x, number = normal(300, 12, 4), np.asarray(100, dtype)  # more than a step takes, so that blocks are asked for
     mask = aj.key_lengths(number)
     for attend in (partial(aj.attention, x, x, x), partial(aj.attention, x, x.at[200].set(jnp.nan), x)):
         suite.close(attend(mask=mask), aj.attention(x, x[:100], x[:100]), 1e-5)

@@ -296,8 +296,8 @@ def _product(rule, query, key):
 @_product.defjvp
 def _product_jvp(rule, primals, tangents):
     (query, key), (d_query, d_key) = map(finite_or_zero, primals), tangents
-    products = partial(rule.products, known=key)
-    return _product(rule, *primals), products(d_query, key) + products(query, d_key)
+    product = partial(rule.product, "th,hs->ts", known=key)
+    return _product(rule, *primals), (product(d_query, key) + product(query, d_key)) * rule.scales[2]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
