@@ -311,6 +311,12 @@ def test_checkpoints_that_are_gone_are_missed(capsys):
     assert Path("runs/gone/metrics.jsonl").read_bytes() == records
 
 
+def test_fields_that_an_earlier_version_did_not_have_are_not_compared():
+    now = run_directory.settled(PRESETS["text"])
+    assert run_directory.differences({}, now) == ""
+    assert run_directory.differences({"seed": "7"}, now) == "seed was 7, is 0"
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_while_a_command_is_imported_ends_it_at_once(number, status):
     send = f"import os, sys; sys.argv[0] = '-m'; import train; os.kill(os.getpid(), {int(number)}); print('goes on')"

@@ -169,7 +169,7 @@ class Trainer:
         notes: dict[str, Any] = {"samples": 0}
         if found:
             arrays, notes = found
-            if changes := run_directory.differences(notes["config"], run_directory.settled(self.config)):
+            if changes := run_directory.differences(notes.get("config", {}), run_directory.settled(self.config)):
                 raise InputError(
                     f"{self.directory / 'config.toml'}: not what the saved steps were made with; {changes}: put it "
                     "back, or train on with another --name and --start"

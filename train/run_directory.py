@@ -135,9 +135,8 @@ def settled(config: schema.Config) -> dict[str, str]:
 
 
 def differences(earlier: dict[str, str], now: dict[str, str]) -> str:
-    """What of `settled` is no longer as it was; nothing if all is."""
-    differ = [name for name in now if earlier.get(name) != now[name]]
-    return ", ".join(f"{name} was {earlier.get(name, 'not there')}, is {now[name]}" for name in differ)
+    """What of `settled` is no longer as it was; nothing if all is. A field that there was not yet is not compared."""
+    return ", ".join(f"{name} was {was}, is {now[name]}" for name, was in earlier.items() if now[name] != was)
 
 
 def _shown(value: Any) -> str:
