@@ -54,8 +54,8 @@ class Data:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}")
         if self.source == "add" and self.task_length > 18:
             raise ValueError(f"task_length must be at most 18 for add, got {self.task_length}")
-        if not str(self.path).isprintable():
-            raise ValueError(f"path must be printable text, got {str(self.path)!r}")
+        if re.search("[\ud800-\udfff]", str(self.path)):  # bytes of a command line that are no text
+            raise ValueError(f"path must be text in UTF-8, got {str(self.path)!r}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be above 0 and below 1, got {self.validation_fraction}")
 
@@ -201,7 +201,7 @@ class Config:
             raise ValueError(f"steps must be at most {MOST_STEPS:,}, since each leaves a record, got {self.steps}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}")
-        if self.data.source in ("copy", "reverse", "sort") and self.data.task_length > self.model.context_length:
+        if self.data.source in ("copy", "reverse", "sort") and self.data.task_length >= self.model.context_length:
             raise ValueError(
                 f"data.task_length={self.data.task_length} must be below model.context_length="
                 f"{self.model.context_length}, which question and answer have to fit in"
