@@ -279,9 +279,8 @@ def explain(
     options: dict[str, Any] = {"scale": scale, "dropout_rate": dropout_rate, "dropout_rng": dropout_rng}
     options["precision"] = precision
     numbers, tree = jax.tree.flatten(None if score is None else as_score(score))
-    arrays = {
-        index: number for index, number in enumerate(numbers) if np.ndim(number)
-    }  # inputs, not in temporary memory
+    # inputs, as in a call; closed over, they would be counted as temporary memory
+    arrays = {index: number for index, number in enumerate(numbers) if np.ndim(number)}
     plans: list[tuple[_Choice, _Blocks]] = []
 
     def run(
