@@ -244,6 +244,12 @@ def test_what_cannot_go_on_is_refused():
     ):
         main(["--resume", "--name", "one"])
     config.write_text(begun)
+    Path("one.txt").rename("moved.txt")
+    with pytest.raises(InputError, match=r"^runs/one/config.toml: --data.path one.txt: cannot be read"):
+        main(["--resume", "--name", "one"])
+    config.write_text(begun.replace("one.txt", "moved.txt"))
+    main(["--resume", "--name", "one"])
+    config.write_text(begun)
     Path("one.txt").write_text("bacdefgh " * 500)
     with pytest.raises(InputError, match="with other data than the run began with"):
         main(["text", "--resume", "--name", "one"])

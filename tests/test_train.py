@@ -200,11 +200,11 @@ def test_what_a_run_learned_from_has_changed():
     main([*TINY.split(), "--name", "words", "--steps", "1", "--data.path", "words.txt", "--quiet"])
     text.write_text("alpha beta\n" * 200 + "gamma")
     wrong = "--data.path words.txt: the text holds 'g', which the model does not know; .*; give the text that it has"
-    with pytest.raises(InputError, match=f"^{wrong}"):
+    with pytest.raises(InputError, match=f"^runs/words/config.toml: {wrong}"):
         main(["--resume", "--name", "words"])
     with pytest.raises(InputError, match=f"^runs/words/config.toml: {wrong}"):
         run_directory.load_with_data(Path("runs/words"))
-    with pytest.raises(InputError, match=r"data.path was words.txt, is others.txt$"):
+    with pytest.raises(InputError, match=r"data.path was words.txt, is others.txt: .* in runs/words/config.toml$"):
         main(["--resume", "--name", "words", "--data.path", "others.txt"])
     with pytest.raises(InputError, match=r"runs/words learns 'words.txt', and the preset copy 'copy'"):
         main(["copy", "--resume", "--name", "words"])

@@ -50,14 +50,9 @@ def run(config: Config) -> int:
     sharding.connect(config.mesh)
     config = dataclasses.replace(config, quiet=config.quiet or jax.process_index() > 0)  # the first one speaks for all
     mesh = sharding.build_mesh(config)
-    tokenizer = None
-    if config.resume:
-        tokenizer = run_directory.check_same(config)
-    elif config.start:
-        tokenizer = run_directory.check_start(config, config.start)
     batch = 4 * config.data.batch_size * (config.model.context_length + 1)
     check_memory("a batch of tokens needs", batch, jax.devices()[0])
-    dataset = open_dataset(config, tokenizer)
+    dataset = _data(config)
     rows = len(dataset.validation[0].tokens)
     if mesh is not None and rows % mesh.shape["data"]:
         raise InputError(
@@ -81,6 +76,12 @@ def run(config: Config) -> int:
             raise StoppedError(
                 f"{directory}: {what}; what was saved is kept: make room, and go on with --resume"
             ) from error
+
+
+def _data(config: Config) -> Dataset:
+    if config.resume:
+        return run_directory.data_of(run_directory.RUNS / config.name, config, run_directory.check_same(config))
+    return open_dataset(config, run_directory.check_start(config, config.start) if config.start else None)
 
 
 @contextlib.contextmanager

@@ -28,8 +28,8 @@ from train.tokenizer import Tokenizer
 RUNS = Path("runs")
 SIZES = ("kind", "num_layers", "num_heads", "embed_dim", "context_length", "scan")
 """What one model has to have as another, to take its weights."""
-FREE = ("name", "resume", "quiet", "profile", "mesh.")
-"""What a run that goes on may have otherwise."""
+FREE = ("name", "resume", "quiet", "profile", "mesh.", "data.path")
+"""What a run that goes on may have otherwise; data that have moved are known by their digest."""
 
 
 @contextlib.contextmanager
@@ -125,6 +125,11 @@ def check_same(config: schema.Config) -> Tokenizer:
     earlier, tokenizer = _read(directory)
     if changes := differences(settled(earlier), settled(config)):
         raise InputError(f"{directory}: --resume goes on with the same run only; {changes}")
+    if config.data.path != earlier.data.path:
+        raise InputError(
+            f"{directory}: --resume goes on with the same run only; data.path was {earlier.data.path}, is "
+            f"{config.data.path}: if the file has moved, say so in {directory / 'config.toml'}"
+        )
     return tokenizer
 
 
@@ -135,8 +140,9 @@ def settled(config: schema.Config) -> dict[str, str]:
 
 
 def differences(earlier: dict[str, str], now: dict[str, str]) -> str:
-    """What of `settled` is no longer as it was; nothing if all is. A field that there was not yet is not compared."""
-    return ", ".join(f"{name} was {was}, is {now[name]}" for name, was in earlier.items() if now[name] != was)
+    """What of `settled` is no longer as it was; nothing if all is. What only one of the two has is not compared."""
+    changed = [(name, was) for name, was in earlier.items() if now.get(name, was) != was]
+    return ", ".join(f"{name} was {was}, is {now[name]}" for name, was in changed)
 
 
 def _shown(value: Any) -> str:
@@ -250,13 +256,22 @@ def load_with_data(directory: Path) -> tuple[schema.Config, Dataset, Transformer
       InputError: as `load`, or the data are gone, or others by now.
     """
     config, tokenizer, model, digest = _load(directory)
-    try:
-        dataset = open_dataset(config, tokenizer)
-    except InputError as error:
-        raise InputError(f"{directory / 'config.toml'}: {error}") from error
+    dataset = data_of(directory, config, tokenizer)
     if dataset.digest != digest:
         raise InputError(f"{directory}: these are other data than the run learned from; put those back, or train anew")
     return config, dataset, model
+
+
+def data_of(directory: Path, config: schema.Config, tokenizer: Tokenizer) -> Dataset:
+    """The data of a run that there is.
+
+    Raises:
+      InputError: they are gone, or hold what the run does not know; the message names the file that points to them.
+    """
+    try:
+        return open_dataset(config, tokenizer)
+    except InputError as error:
+        raise InputError(f"{directory / 'config.toml'}: {error}") from error
 
 
 def _load(directory: Path) -> tuple[schema.Config, Tokenizer, TransformerLM, str]:
