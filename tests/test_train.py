@@ -94,7 +94,7 @@ def test_a_run_leaves_what_it_says(capsys):
         ({"prompt": "a\u2603"}, "--prompt 'a\u2603': the text holds '\u2603', .* it knows"),
         ({"seed": 2**64}, "--seed"),
         ({"length": -1}, "--length"),
-        ({"top_p": 2.0}, "top_p must be above 0"),
+        ({"top_p": 2.0}, "^--top-p must be above 0"),
     ):
         with pytest.raises(InputError, match=message):
             list(write(Sample(directory, **wrong)))

@@ -76,7 +76,8 @@ def write(options: Sample) -> Iterator[str]:
     try:
         sampling.check()
     except ValueError as error:
-        raise InputError(str(error)) from error
+        option, _, wrong = str(error).partition(" ")
+        raise InputError(f"--{option.replace('_', '-')} {wrong}") from error
     yield begin
     tokens, text, shown = [], "", ""
     for token in stream(model, prompt, options.length, rng=rng, sampling=sampling, stop=stop):
