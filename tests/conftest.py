@@ -5,7 +5,7 @@ the time; `XLA_FLAGS= python -m pytest` tests the code that users run. `.ci/run`
 equation on the newest versions, and for whole runs of the trainer. What was compiled is kept in `.pytest_cache`, where
 the next run and other processes find it; `python -m pytest --cache-clear` forgets it.
 
-`--cases 5` tries five cases of each test that has more: enough to see whether another version of JAX breaks it.
+`--cases 1` tries one case of each test: enough to see whether another version of JAX breaks it.
 """
 
 import os

@@ -35,14 +35,14 @@ class Mutant(NamedTuple):
 MUTANTS = [
     # the equation
     Mutant("dot_product.py", "logits = jnp.asarray(scale, dtype) * jnp.where(", "logits = jnp.where(", "test_dot_product.py::test_every_head_layout"),
-    Mutant("dot_product.py", "    finite &= jnp.isfinite(logits)", "    finite &= True", "test_contract.py::test_logits_that_overflow_are_nan -m slow"),
+    Mutant("dot_product.py", "    finite &= jnp.isfinite(logits)", "    finite &= True", "test_contract.py::test_logits_that_overflow_are_nan"),
     Mutant("blocks/attention_rule.py", "query, key, known) * self.scales[2]", "query, key, known)", "test_contract.py::test_logits_that_overflow_are_nan"),
     Mutant("blocks/attention_rule.py", "d_logits = d_logits * self.scales[2]", "pass", "test_blockwise.py::test_one_key"),
     Mutant("dot_product.py", "exponential / total)", "exponential)", "test_dot_product.py::test_every_head_layout"),
     Mutant("dot_product.py", "jnp.max(logits, axis=-1, keepdims=True,", "jnp.max(logits, axis=-2, keepdims=True,", "test_weights.py::test_every_mask"),
-    Mutant("dot_product.py", "dtype = np.promote_types(query.dtype, np.float32)", "dtype = query.dtype", "test_contract.py::test_float16_logits_beyond_float16[reference] -m slow"),
+    Mutant("dot_product.py", "dtype = np.promote_types(query.dtype, np.float32)", "dtype = query.dtype", "test_contract.py::test_float16_logits_beyond_float16[reference]"),
     Mutant("dot_product.py", "output = jnp.matmul(weights, value, precision=precision)", "output = jnp.matmul(weights, value)", "test_contract.py::test_precision_reaches_both_products"),
-    Mutant("dot_product.py", "logits, -jnp.inf))\n    chex", "logits, -1e30))\n    chex", "test_contract.py::test_a_row_that_sees_nothing_is_0_and_passes_no_gradient[reference] -m slow"),
+    Mutant("dot_product.py", "logits, -jnp.inf))\n    chex", "logits, -1e30))\n    chex", "test_contract.py::test_a_row_that_sees_nothing_is_0_and_passes_no_gradient[reference]"),
     Mutant("dot_product.py", "jnp.where(keep, weights / (1 - rate), 0)", "jnp.where(keep, weights, 0)", "test_contract.py::test_dropout_keeps_the_mean_and_the_rate"),
     Mutant("dot_product.py", "seeds_of_heads(dropout_rng, *batch, N)", "jnp.broadcast_to(seeds_of_heads(dropout_rng), (*batch, N, 2))", "test_contract.py::test_dropout_differs_everywhere_and_repeats"),
     Mutant("axes.py", "over(over(fn, -1, 1, None), -2, 1, 1)", "over(over(fn, -2, 1, None), -1, 1, 1)", "test_weights.py::test_every_mask"),
@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant("blocks/attention_rule.py", "not (self.few and self.all_see)", "not self.few", "test_contract.py::test_a_row_that_sees_nothing_takes_no_nan_back"),
     Mutant("blockwise.py", "all_see=score is None and (", "all_see=(", "test_contract.py::test_a_row_that_sees_nothing_takes_no_nan_back"),
     Mutant("blockwise.py", "return not jax.tree.leaves(mask) and bool(mask.some_every((0, T - 1), (0, 0))[1])", "return not jax.tree.leaves(mask)", "test_contract.py::test_a_row_that_sees_nothing_takes_no_nan_back"),
-    Mutant("dot_product.py", "answered = jnp.any(visible, axis=-1, keepdims=True) & ~poisoned", "answered = ~poisoned", "test_contract.py::test_a_row_that_sees_nothing_takes_no_nan_back -m slow"),
+    Mutant("dot_product.py", "answered = jnp.any(visible, axis=-1, keepdims=True) & ~poisoned", "answered = ~poisoned", "test_contract.py::test_a_row_that_sees_nothing_takes_no_nan_back"),
     Mutant("mask_tree.py", "if any(len(size) != len(batch) for size in sizes):", "if False:", "test_errors.py -k place"),
     Mutant("arguments.py", "return len(shape) in (0, len(batch)) and broadcasts(shape, batch)", "return broadcasts(shape, batch)", "test_errors.py -k place"),
     Mutant("score_tree.py", "if not of_batch(own, batch):", "if False:", "test_errors.py -k place"),
@@ -88,9 +88,9 @@ MUTANTS = [
     Mutant("retrace.py", "vary_like(read(variable), operands)", "read(variable)", "test_edges.py::test_functions_inside_a_checked_shard_map -k choice"),
     Mutant("retrace.py", "results[len(results) // 2 :]", "results[: len(results) // 2]", "test_edges.py::test_functions_inside_a_checked_shard_map -k rule"),
     Mutant("retrace.py", "known, each = len(inputs) - scanned - carried,", "known, each = len(inputs) - scanned - carried - 1,", "test_edges.py::test_functions_inside_a_checked_shard_map -k loop"),
-    Mutant("retrace.py", "first = asked + params", "first = params", "test_edges.py::test_functions_inside_a_checked_shard_map -k long -m slow"),
+    Mutant("retrace.py", "first = asked + params", "first = params", "test_edges.py::test_functions_inside_a_checked_shard_map -k long"),
     Mutant("retrace.py", "axes_of(old.aval) == varying(new)", "True", "test_edges.py::test_functions_inside_a_checked_shard_map -k captured"),
-    Mutant("captured.py", "        if axes:", "        if False:", "test_edges.py::test_functions_inside_a_checked_shard_map -k captured -m slow"),
+    Mutant("captured.py", "        if axes:", "        if False:", "test_edges.py::test_functions_inside_a_checked_shard_map -k captured"),
     Mutant("captured.py", "{_digest(jaxpr.jaxpr)}", "-", "test_edges.py::test_a_change_that_a_jit_inside_hides_is_seen"),
     Mutant("captured.py", "Traced(_weak(part.fn)", "Traced(part.fn", "test_edges.py::test_what_a_function_has_captured_is_let_go"),
     Mutant("blocks/attention_rule.py", "return some, every & (columns[1] < self.keys) if self.padded else every", "return some, every", "test_blockwise.py::test_what_fills_the_last_block_is_never_seen"),
@@ -126,7 +126,7 @@ MUTANTS = [
     Mutant("blocks/sweep.py", "some, every = some > 0, every == heads", "some, every = some > 0, every > 0", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("dropout.py", "rows.astype(jnp.uint32) ^ seed[0]", "(rows - rows[0]).astype(jnp.uint32) ^ seed[0]", "test_blockwise.py::test_every_block_size"),
     # scores
-    Mutant("score_tree.py", "self.second.apply(self.first.apply(", "self.first.apply(self.second.apply(", "test_all_pairs.py -m slow -k 'then and array'"),
+    Mutant("score_tree.py", "self.second.apply(self.first.apply(", "self.first.apply(self.second.apply(", "test_all_pairs.py -k 'then and array'"),
     Mutant("score_rules.py", "rows[:, None] + (self.offset or 0) - columns", "rows[:, None] - (self.offset or 0) - columns", "test_properties.py::test_a_few_cases"),
     Mutant("scores.py", "share = jnp.moveaxis(jax.nn.sigmoid(seen - sinks), -1, -2)", "share = jnp.moveaxis(jax.nn.sigmoid(sinks - seen), -1, -2)", "test_blockwise.py::test_sinks_are_keys_without_a_value"),
     # weights, the cache, positions
@@ -237,7 +237,8 @@ def try_it(mutant: Mutant) -> NoReturn:
         os.chdir(root)
         sys.path[0] = root
         with io.StringIO() as printed, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            status = pytest.main(["-q", "-x", "-n0", "-p", "no:cacheprovider", same_draws, f"tests/{test}", *more])
+            options = ["-q", "-x", "-n0", "-p", "no:cacheprovider", "-m", "slow or not slow", same_draws]
+            status = pytest.main([*options, f"tests/{test}", *more])
             report = printed.getvalue()
     if status not in (0, 1):
         print(report, file=sys.stderr, flush=True)

@@ -104,6 +104,7 @@ def _on_rows_that_see_nothing(name):
     return lambda *inputs: aj.attention(*inputs, mask=mask, implementation=name)
 
 
+@pytest.mark.slow
 def test_what_is_not_the_kernels_to_say():
     """Queries that see nothing, what is not finite, and derivatives that no kernel has."""
     *inputs, cotangent = suite.inputs(SQUARE)
@@ -194,6 +195,7 @@ def test_scores_of_other_kernels(name):
             assert suite.error(one, np.asarray(other.astype(jnp.float32))) <= 2**-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mask", [None, aj.causal(), aj.causal() | aj.prefix(70), aj.key_lengths(jnp.array([3, 200]))], ids=repr
 )
@@ -232,6 +234,7 @@ def test_what_a_mask_is_made_of(mask, parts):
     assert translation.mask_kinds(mask, 9, 12) == of_other_lengths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("T", [5, 700])
 @pytest.mark.parametrize("mask", [
     aj.causal(offset=-2), aj.sliding_window(2, 1, offset=3), aj.sliding_window(1, 1, offset=0) & aj.causal(offset=-2),
@@ -316,6 +319,7 @@ def test_tokamax_where_it_is_installed(monkeypatch):
     assert tokamax.would_not_help(request) is None
 
 
+@pytest.mark.slow
 def test_inside_shard_map():
     """With its checks a kernel is refused and ours are taken; without them it runs on each device's part."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
@@ -376,9 +380,8 @@ def _vmapped(name):
     return one
 
 
-@pytest.mark.parametrize(
-    "axes", [(0, None, None, 0, None), pytest.param((0, 0, 1, None, 0), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [(0, None, None, 0, None), (0, 0, 1, None, 0)], ids=str)
 def test_vmap_of_gradients_and_gradients_of_vmap(axes):
     random, V = np.random.default_rng(0), 3
     shapes = (2, 33, 6, 8), (2, 33, 2, 8), (2, 33, 2, 8), (2,), (2, 33)
@@ -422,6 +425,7 @@ def test_cudnn_is_given_whole_batches():
     assert all(type(array).__name__ != "BatchTracer" for array in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", [
     np.array([-(2**31)] * 6 + [2**31 - 1] * 6, np.int32), np.array([2**31] * 6 + [2**31 - 1] * 6, np.uint32),
 ], ids=["int32", "uint32"])  # fmt: skip
@@ -436,6 +440,7 @@ def test_any_ids_will_do(ids):
     _assert_like_blockwise(attend, *inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mask",
     [aj.prefix(0), aj.prefix(0) & aj.key_lengths(3), aj.sliding_window(1, 1, offset=50) & aj.causal(offset=0)],
@@ -447,6 +452,7 @@ def test_a_rule_that_shows_nothing(mask):
         assert (found == 0).all()
 
 
+@pytest.mark.slow
 def test_traced_for_a_device_that_is_not_the_one(monkeypatch):
     """Arrays that are held to a CPU, on a machine with a TPU: while tracing, nothing says so."""
     *inputs, cotangent = suite.inputs(SQUARE)

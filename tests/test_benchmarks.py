@@ -130,6 +130,7 @@ def test_rounds_that_are_not_pairs_are_refused():
         ratio(Row("", "", "torch", [1.0]), Row("", "", OURS, [1.0, 2.0]))
 
 
+@pytest.mark.slow
 def test_attention_is_measured_forward_and_backward():
     rows = list(attention.times("A window", (2, 8, 2, 4), aj.sliding_window(3, 0), rounds=2))
     assert [row.table for row in rows[:: len(rows) // 2]] == ["A window, forward", "A window, forward and backward"]
@@ -139,6 +140,7 @@ def test_attention_is_measured_forward_and_backward():
     json.dumps([row.values for row in rows])
 
 
+@pytest.mark.slow
 def test_one_query_is_measured_forward():
     rows = list(attention.times("One query", (2, 8, 2, 4), None, rounds=2, queries=1))
     assert {row.table for row in rows} == {"One query, forward"}
@@ -152,6 +154,7 @@ def test_shapes_are_drawn_once_for_all():
     assert {shape.sees for shape in drawn} == {"", "causal", "padded"} and any(shape.T != shape.S for shape in drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", [attention.FORWARD, attention.WITH_BACKWARD])
 def test_a_shape_is_measured_beside_jax_nn(direction):
     rows = list(shapes.times(shapes.Shape(2, 5, 7, 4, 1, 8, "padded"), direction, rounds=2))
@@ -159,6 +162,7 @@ def test_a_shape_is_measured_beside_jax_nn(direction):
     assert {row.case for row in rows} == {"(2, 5, 4, 8), 7 keys, 1 head of keys, padded"}
 
 
+@pytest.mark.slow
 def test_memory_of_all_weights_grows_faster_than_ours():
     short, long = (
         {row.implementation: row.values[0] for row in attention.memory((1, T, 1, 8)) if row.table.endswith("forward")}
@@ -167,6 +171,7 @@ def test_memory_of_all_weights_grows_faster_than_ours():
     assert long["jax.nn"] / short["jax.nn"] > 3 > long[OURS] / short[OURS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROUNDS)
 def test_a_benchmark_can_be_run_by_the_name_of_its_module(name, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--only-write"])

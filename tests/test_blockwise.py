@@ -89,6 +89,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask, score", PAIRS)
 def test_every_mode_of_differentiation(mask, score, arrays):
     """Reverse over reverse among them, which `test_all_pairs.py` leaves out; the truth is the reference in float64."""
@@ -112,6 +113,7 @@ def test_every_block_size(block_sizes, arrays):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, aj.causal(offset=5)], ids=repr)
 def test_what_fills_the_last_block_is_never_seen(mask):
     """Nor where the mask shows all of a tile in other blocks that stand as far from their queries."""
@@ -120,9 +122,10 @@ def test_what_fills_the_last_block_is_never_seen(mask):
     suite.close(ours, aj.multi_head_attention(query, key, value, mask=mask))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "which",
-    ["everything", *(pytest.param(x, marks=pytest.mark.slow) for x in ("query", "mask", "value", "slopes", "rng"))],
+    ["everything", "query", "mask", "value", "slopes", "rng"],
 )
 def test_vmap_over_any_argument(which, arrays):
     """And over its gradient, and over two at once."""
@@ -157,6 +160,7 @@ def test_vmap_over_any_argument(which, arrays):
     suite.close(*mapped, tolerance=5e-6)
 
 
+@pytest.mark.slow
 def test_vmap_within_vmap(arrays):
     query, key, value, _ = (x[0] for x in arrays)
     queries, keys = jnp.stack([query, -query]), jnp.stack([key, key + 1, 2 * key])
@@ -194,6 +198,7 @@ def test_checkpoint_scan_and_eager_calls(arrays):
     suite.close(attend(query, key, value), aj.multi_head_attention(query, key, value, mask=MASKS["causal"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 def test_shard_map_over_the_batch(implementation, arrays):
     """Each device has some examples; the slopes are everyone's."""
@@ -241,6 +246,7 @@ def test_log_sum_exp_is_exact_and_differentiable(implementation, tile, arrays, m
     suite.close(slopes, true_slopes, tolerance=2**-7)
 
 
+@pytest.mark.slow
 def test_parts_are_joined_by_their_log_sum_exp(arrays):
     query, key, value, _ = arrays
     (one, lse), (other, other_lse) = (
@@ -251,6 +257,7 @@ def test_parts_are_joined_by_their_log_sum_exp(arrays):
     suite.close(one * share + other * (1 - share), aj.multi_head_attention(query, key, value))
 
 
+@pytest.mark.slow
 def test_sinks_are_keys_without_a_value(arrays):
     query, key, value, _ = arrays
     sinks = jnp.array([0.3, -1.0, 2.0, 0.0])
@@ -283,9 +290,10 @@ def loss(query, key, value):
     return jnp.sum(aj.attention(query, key, value, mask=aj.causal() & aj.key_lengths(jnp.array([900]))) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode",
-    ["gradient", *(pytest.param(x, marks=pytest.mark.slow) for x in ("forward", "tangent", "tangent of the gradient"))],
+    ["gradient", "forward", "tangent", "tangent of the gradient"],
 )
 def test_memory_grows_linearly(mode):
     gradient = jax.grad(loss, (0, 1, 2))
@@ -299,6 +307,7 @@ def test_memory_grows_linearly(mode):
     assert 0 < long <= 2.1 * short
 
 
+@pytest.mark.slow
 def test_many_queries_on_one_key_head_take_no_more_memory():
     def bytes_of(N, K):
         query, key = (jax.ShapeDtypeStruct((1, 4096, heads, 16), jnp.float32) for heads in (N, K))
@@ -308,6 +317,7 @@ def test_many_queries_on_one_key_head_take_no_more_memory():
     assert bytes_of(64, 1) <= 1.5 * bytes_of(64, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask, blocks", [(None, 64), (aj.causal(), 36), (aj.key_lengths(np.array(17)), 24)])
 def test_empty_blocks_are_skipped(mask, blocks):
     """At trace time or at run time: the score is asked for as many blocks as hold something."""
@@ -339,6 +349,7 @@ def test_empty_blocks_are_skipped_under_vmap():
     assert len(visits) == 8 * (0 + 3 + 5)
 
 
+@pytest.mark.slow
 def test_gradients_of_low_precision(arrays):
     """Where one key has all the weight, the gradient is the difference of two equals, neither of which may be rounded."""
     query, key, value, cotangent = (x.astype(jnp.bfloat16) for x in arrays)
@@ -347,6 +358,7 @@ def test_gradients_of_low_precision(arrays):
     assert jnp.abs(backward(cotangent)[0].astype(float)).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_two_runs_are_equal_bit_for_bit(arrays):
     run = jax.jit(partial(suite.output_and_gradients, partial(suite.blockwise, mask=MASKS["segments"])))
     for one, other in zip(run(*arrays), run(*arrays), strict=True):
@@ -415,6 +427,7 @@ def test_a_step_is_larger_beside_derivatives_if_it_is_all(shape, alone):
     assert several.derived() == several
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("B", [3, 4])
 @pytest.mark.parametrize("mask, known", [(aj.causal(), True), (aj.key_lengths(np.array(99)), False)])
 def test_a_step_that_is_all_is_not_asked_what_it_shows(mask, known, B):
@@ -433,6 +446,7 @@ def test_pieces_of_a_block_are_no_more_than_asked_for(length, platform, most, ti
     assert grid_for(aj.causal(), None, shape, shape, platform).tile_of(most) == tile
 
 
+@pytest.mark.slow
 def test_two_steps_run_together():
     """Each has its own products in the loop, whose passes are half as many; not if an odd step would stay over."""
     x = jax.ShapeDtypeStruct((32, 12, 8), jnp.float32)
@@ -450,6 +464,7 @@ def test_steps_larger_than_they_should_be_run_together_only_if_they_are_of_all_k
         assert grid_for(aj.causal(), None, (length, 8, 64), (length, 8, 64), "cpu").together == together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 4, 32), (256, 8, 64)])
 @pytest.mark.parametrize("examples", [8, 96])
 def test_steps_of_a_vmap_are_those_of_a_batch(shape, examples):
@@ -506,6 +521,7 @@ CUBE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask, score, heads", CUBE)
 def test_one_head_a_step(mask, score, heads):
     *arrays, cotangent = suite.inputs((13, 17, *heads, 8, 5, (2,)))
@@ -520,6 +536,7 @@ def test_one_head_a_step(mask, score, heads):
         assert suite.error(one, other) <= suite.GRADIENT_TOLERANCES["float32"]
 
 
+@pytest.mark.slow
 def test_one_head_a_step_with_the_products_of_many(arrays):
     mask = aj.causal(offset=4)
     with mock.patch("attention_jax.blocks.steps.many_small", return_value=True):
@@ -527,6 +544,7 @@ def test_one_head_a_step_with_the_products_of_many(arrays):
     assert suite.error(ours, aj.multi_head_attention(*arrays[:3], mask=mask)) <= suite.TOLERANCES["float32"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", [1, 2])
 def test_one_head_a_step_is_poisoned_only_where_it_sees(poison, which):
@@ -541,6 +559,7 @@ def test_one_head_a_step_is_poisoned_only_where_it_sees(poison, which):
     assert output.tobytes() == clean.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapped", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0)])
 def test_one_head_a_step_under_vmap(mapped):
     *arrays, _ = suite.inputs((13, 17, 4, 2, 8, 5, (3,)))
@@ -589,6 +608,7 @@ def test_what_is_tiny_has_sums_for_products():
     assert products(4, 2, 8, precision="highest") > 0  # which is a product's to honour
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 def test_products_of_what_is_tiny(heads):
     *arrays, cotangent = suite.inputs((4, 6, *heads, 3, 5, (2,)))
@@ -608,6 +628,7 @@ def test_what_counts_as_few_keys():
     assert _few(32, 16, 32) and not _few(33, 16, 32) and _few(33, 33, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length, tiles", [(40, 1), (200, 1), (256, 1), (300, 2), (512, 2)])
 def test_a_block_of_few_keys_is_cut_where_that_pays(length, tiles):
     """However many keys there are, they are few for heads of as many channels."""
@@ -617,6 +638,7 @@ def test_a_block_of_few_keys_is_cut_where_that_pays(length, tiles):
     assert problem.rule.few and len(tiles_at(problem.rule, grid, {"t": 0, "s": 0}, 4)) == tiles
 
 
+@pytest.mark.slow
 def test_a_cut_block_of_few_keys():
     """Each query's keys are in one tile, as where the block is whole."""
     *inputs, cotangent = suite.inputs((300, 300, 2, 1, 320, 320, ()))
@@ -685,6 +707,7 @@ def exact(modes, inputs):
         return jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries, keys", [(35, 1), (35, 2), (35, 40), (35, 41), (35, 64), (3, 70)])
 def test_by_rows(queries, keys):
     """Fewer keys than channels of a query, than those of a value, and more; and few queries."""
@@ -701,6 +724,7 @@ def test_by_rows(queries, keys):
             suite.close(jax.jit(partial(modes, "blockwise"))(*inputs), truth, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)}])
 def test_one_key(options):
     """Its weight is 1, and the log-sum-exp its logit."""
@@ -717,6 +741,7 @@ def test_one_key_with_the_largest_of_values():
     np.testing.assert_array_equal(aj.attention(query, key, value), jnp.broadcast_to(value, (3, 2, 512)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [{}, {"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)}], ids=["", "dropout"])
 @pytest.mark.parametrize("T, S, H", [(35, 1, 8), (48, 9, 8), (48, 40, 32), (3, 5, 40), (48, 70, 8)])
 @pytest.mark.parametrize("old", [True, False], ids=["old XLA", "new XLA"])
@@ -743,6 +768,7 @@ def test_an_only_block_of_which_a_key_is_poisoned(T, S, H, dropout, old):
             assert np.asarray(ours[:, :, :heads]).tobytes() == np.asarray(clean[:, :, :heads]).tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", [None, aj.soft_cap(2.0)], ids=["", "capped"])
 @pytest.mark.parametrize("mask", [None, aj.causal(offset=-3)], ids=["", "causal"])
 @pytest.mark.parametrize("heads", [4, 2])
@@ -806,6 +832,7 @@ def test_a_block_on_the_diagonal_is_cut_where_its_place_is_not_known():
     assert "tensor<8x8xf32>" in program
 
 
+@pytest.mark.slow
 def test_functions_have_no_tiles():
     """They are traced for whole blocks."""
     x = jnp.arange(96.0).reshape(24, 1, 4) / 96
@@ -863,6 +890,7 @@ def test_the_front_door_never_falls_back():
     assert "all weights at once" in str(aj.explain(x, x, x, implementation="reference"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 def test_gradients_of_a_vmap(implementation):
     """The batch mapped outside is the batch inside."""

@@ -43,6 +43,7 @@ def test_in_chunks(implementation, chunks, arrays):
     assert cache.length.tolist() == [9, 9] and cache.capacity == 12
 
 
+@pytest.mark.slow
 def test_examples_of_different_lengths(arrays):
     """Each example goes on where it stood, also under grad."""
     query, key, value = arrays
@@ -78,6 +79,7 @@ def test_appending_changes_nothing_that_was_there(arrays):
     np.testing.assert_array_equal(after.value[:, :6], value[:, :6])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beyond", [0, 7])
 @pytest.mark.parametrize("mask", [aj.causal(), aj.sliding_window(1, 0)])
 def test_overrun_is_nan_where_the_length_is_traced(mask, beyond, arrays):
@@ -121,6 +123,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 def test_a_mask_and_a_score_at_other_positions(implementation, rule, arrays):
@@ -153,6 +156,7 @@ def test_what_a_placed_mask_says_of_blocks_holds():
             assert seen.all() or not every
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [[3, 3, 3], [1] * 9, [2, 1, 3, 3]])
 def test_a_ring_holds_what_a_window_sees(chunks, arrays):
     query, key, value = arrays
@@ -199,11 +203,10 @@ def language_model(scheme):
     return model
 
 
-@pytest.mark.parametrize("chunks", [[4, 1, 1, 3, 1, 1], pytest.param([1] * 11, marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("scheme, mask", [
-    pytest.param(scheme, mask, marks=() if (scheme, mask) in (("learned", "prefix"), ("rotary", "window")) else pytest.mark.slow)
-    for scheme in SCHEMES for mask in MASKS
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("chunks", [[4, 1, 1, 3, 1, 1], [1] * 11], ids=str)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_reading_on_is_the_full_forward_pass(scheme, mask, chunks):
     """Padding is told to the cache, or to mask and positions by who calls; a window needs but a ring."""
     model, tokens = language_model(scheme), np.random.default_rng(0).integers(0, 13, (2, 11))
@@ -236,6 +239,7 @@ def test_reading_on_is_the_full_forward_pass(scheme, mask, chunks):
             assert suite.error(logits[b, PADDING[b] :], alone[b]) <= 3e-6
 
 
+@pytest.mark.slow
 def test_beyond_the_position_table_is_nan_where_the_length_is_traced():
     model = language_model("learned")
     cache = model.empty_cache(20)
@@ -246,6 +250,7 @@ def test_beyond_the_position_table_is_nan_where_the_length_is_traced():
     assert np.isnan(logits).all()
 
 
+@pytest.mark.slow
 def test_a_cache_has_the_dtype_of_the_model():
     model = language_model("rotary")
     half = nnx.merge(nnx.graphdef(model), jax.tree.map(jnp.bfloat16, nnx.state(model)))
@@ -254,6 +259,7 @@ def test_a_cache_has_the_dtype_of_the_model():
     assert {x.dtype for x in (logits, cache[0].key, cache[1].value)} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ring", [False, True])
 @pytest.mark.parametrize("batch, T", [((), 0), ((2,), 0), ((0,), 1)])
 def test_nothing_is_appended(batch, T, ring):

@@ -24,10 +24,7 @@ def arrays():
 
 
 @pytest.fixture(
-    params=[
-        *(name for name in suite.IMPLEMENTATIONS if name != "reference"),
-        pytest.param("reference", marks=pytest.mark.slow),
-    ]
+    params=[pytest.param(name, marks=() if name == "blockwise" else pytest.mark.slow) for name in suite.IMPLEMENTATIONS]
 )
 def attention(request):
     return suite.IMPLEMENTATIONS[request.param]

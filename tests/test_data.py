@@ -135,6 +135,7 @@ def test_a_task_too_long_for_the_context_is_refused():
         open_dataset(config)
 
 
+@pytest.mark.slow
 def test_a_task_without_questions_is_refused():
     config = dataclasses.replace(copy, data=dataclasses.replace(copy.data, task_length=1, validation_fraction=1e-9))
     with pytest.raises(InputError, match=r"no questions to ask: raise --data\.task-length"):

@@ -38,6 +38,7 @@ def penalty(logit, head, t, s):
     return logit - SLOPES[head] * abs(t - s)
 
 
+@pytest.mark.slow
 def test_a_function_reads_what_it_has_captured_at_each_call():
     captured, new = SLOPES, 3.0 * SLOPES
 
@@ -65,6 +66,7 @@ def test_a_function_reads_its_numbers_at_each_call():
     suite.close(aj.attention(*X, mask=mask), aj.attention(*X, mask=aj.sliding_window(4, 4)))
 
 
+@pytest.mark.slow
 def test_a_function_that_is_kept_leaks_no_tracer():
     kept = {}
 
@@ -83,6 +85,7 @@ def test_a_function_that_is_kept_leaks_no_tracer():
         suite.close(jax.jit(jax.grad(loss))(slopes), jax.grad(by_rule)(slopes), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, aj.causal()])
 @pytest.mark.parametrize(
     "score",
@@ -106,6 +109,7 @@ def test_what_fills_the_last_block_has_no_slope_of_its_own(mask, score):
     suite.close(found, true, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_hidden_slope_that_is_not_finite_reaches_neither_query_nor_key():
     score = scores.score_from_function(lambda logit, head, t, s: logit * jnp.log(t - s + 2))  # NaN far behind the mask
     true, found = (gradients(attend, mask=aj.causal(), score=score) for attend in BOTH.values())
@@ -113,6 +117,7 @@ def test_a_hidden_slope_that_is_not_finite_reaches_neither_query_nor_key():
     suite.close(found, true, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mask", [aj.sliding_window(2**31 - 1, 0), aj.prefix(2**31) & aj.causal(), aj.sliding_window(10**12, 0)]
 )
@@ -123,6 +128,7 @@ def test_a_window_wider_than_any_length_hides_nothing(mask):
     suite.close(aj.attention(*X, mask=aj.sliding_window(5, 2**31 - 1)), aj.attention(*X, mask=aj.sliding_window(5, 11)))
 
 
+@pytest.mark.slow
 def test_a_mask_that_captures_what_is_differentiated_passes_no_gradient():
     def loss(query, implementation):
         mask = aj.mask_from_function(lambda t, s: query[t, 0, 0] > query[s, 1, 1])
@@ -132,6 +138,7 @@ def test_a_mask_that_captures_what_is_differentiated_passes_no_gradient():
     suite.close(found, true)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint32", "int8"])
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 def test_positions_of_any_integer_dtype(implementation, dtype):
@@ -147,6 +154,7 @@ def test_positions_of_any_integer_dtype(implementation, dtype):
     suite.close(found.distance, aj.attention_statistics(*X[:2]).distance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
 def test_integers_of_a_dtype_that_ends_before_the_keys(dtype):
     x, number = normal(300, 12, 4), np.asarray(100, dtype)  # more than a step takes, so that blocks are asked for
@@ -159,6 +167,7 @@ def test_integers_of_a_dtype_that_ends_before_the_keys(dtype):
     suite.close(jax.jit(aj.learned_positions)(table, number[None]), table[100:101])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 def test_nothing_is_promoted_in_silence(implementation):
     x = X.astype(jnp.bfloat16)
@@ -174,6 +183,7 @@ def test_nothing_is_promoted_in_silence(implementation):
     suite.close(found, jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*x), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 def test_one_row_of_positions_serves_every_example(implementation):
     query, key, value, _ = suite.inputs((6, 6, 2, 2, 4, 4, (3,)))
@@ -215,6 +225,7 @@ class WithoutHash:
         return inputs[0] * self.factor if len(inputs) == 4 else inputs[0] * self.factor >= inputs[1]
 
 
+@pytest.mark.slow
 def test_an_object_without_a_hash_serves_as_a_function():
     rule = WithoutHash(2.0)
     for factor in (2.0, 0.5):
@@ -226,6 +237,7 @@ def test_an_object_without_a_hash_serves_as_a_function():
     suite.close(aj.attention(*X, score=WithoutHash(2.0)), aj.attention(*X, score=lambda logit, head, t, s: 2 * logit))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 @pytest.mark.parametrize("mask", [None, aj.causal()], ids=str)
 def test_a_cap_has_a_slope_at_what_a_bias_hides(implementation, mask):
@@ -239,7 +251,8 @@ def test_a_cap_has_a_slope_at_what_a_bias_hides(implementation, mask):
     suite.close(found, true, 1e-5)
 
 
-@pytest.mark.parametrize("lengths", [(2, 1), pytest.param((1, 3), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lengths", [(2, 1), (1, 3)])
 def test_lengths_and_positions_broadcast_over_the_batch(lengths):
     x = normal(3, 2, 3, 5, 2, 4)
     places = (
@@ -254,6 +267,7 @@ def test_lengths_and_positions_broadcast_over_the_batch(lengths):
         suite.close(found, attend(mask=wide, positions=[jnp.broadcast_to(each, (2, 3, 5)) for each in places]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rng", [jax.random.key(3, impl="rbg"), jax.random.PRNGKey(3), np.array([0, 3], "uint32")], ids=str
 )
@@ -265,6 +279,7 @@ def test_dropout_by_keys_of_any_kind_goes_by_position_alone(rng):
         suite.close(blockwise_attention(query, key, key, **options, block_sizes=sizes)[0], true)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_a_scale_of_a_wider_dtype(dtype):
     with x64_if(True):
@@ -289,6 +304,7 @@ def test_a_scale_of_a_wider_dtype(dtype):
             assert suite.blockwise(query, key, key, scale=scale).dtype == dtype
 
 
+@pytest.mark.slow
 def test_implementations_agree_on_the_log_sum_exp_of_what_is_not_finite():
     for at in range(3):
         x = X.at[at, 4].set(jnp.nan)
@@ -299,6 +315,7 @@ def test_implementations_agree_on_the_log_sum_exp_of_what_is_not_finite():
         assert np.isnan(true).any() and not np.isnan(true).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("H", "Hv"), [(0, 3), (3, 0)])
 def test_no_channels(H, Hv):
     query, key, value = normal(7, 2, H), normal(5, 2, H), normal(5, 2, Hv)
@@ -321,6 +338,7 @@ def test_a_map_over_nothing():
     assert jax.vmap(jax.grad(lambda query: aj.attention(query, *X[1:]).sum()))(X[:0]).shape == (0, 11, 2, 4)
 
 
+@pytest.mark.slow
 def test_a_sink_without_weight_where_nothing_is_seen():
     def loss(sinks):
         output, lse = aj.attention_and_lse(*X, mask=aj.causal(offset=-2))
@@ -333,6 +351,7 @@ def test_a_sink_without_weight_where_nothing_is_seen():
     assert d_sinks[0] == 0 and np.isfinite(d_sinks).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sink", [-np.inf, 0.5])
 def test_a_log_sum_exp_with_a_sink_has_a_gradient_where_nothing_is_seen(sink):
     lse = jnp.array([[-jnp.inf, 1.0]])
@@ -347,6 +366,7 @@ def test_a_log_sum_exp_with_a_sink_has_a_gradient_where_nothing_is_seen(sink):
     suite.close(d_sinks, jnp.array([share + (sink != -np.inf)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slope", [lambda d: 1 / (d + 1), lambda d: jnp.sqrt(d + 1.0), lambda d: jnp.log(d + 1.0)])
 @pytest.mark.parametrize("block_sizes", [None, (4, 3)])
 def test_second_derivatives_pass_by_what_a_score_does_to_hidden_pairs(slope, block_sizes):
@@ -429,13 +449,11 @@ OF_WEIGHTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, spread",
     [pytest.param(name, True, id=f"weights of each-{name}") for name in OF_WEIGHTS]
-    + [
-        pytest.param(name, False, id=f"weights of all-{name}", marks=pytest.mark.slow if name in OF_WEIGHTS else ())
-        for name in INSIDE
-    ],
+    + [pytest.param(name, False, id=f"weights of all-{name}") for name in INSIDE],
 )
 def test_functions_inside_a_checked_shard_map(name, spread):
     devices = 2
@@ -469,6 +487,7 @@ def test_functions_inside_a_checked_shard_map(name, spread):
     suite.close(found, (jnp.concatenate([one[0] for one in each], 1), join([one[1] for one in each])), 1e-5)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_followed_inside_a_checked_shard_map():
     def attend(x, weights, check):
         mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
@@ -497,6 +516,7 @@ def test_a_change_that_a_jit_inside_hides_is_seen():
     assert suite.error(first, aj.attention(*X, score=score)) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["score", "mask"])
 @pytest.mark.parametrize("implementation", BOTH)
 def test_what_a_function_has_captured_is_let_go(rule, implementation):

@@ -31,6 +31,7 @@ def test_a_page_of_all_parts(tmp_path, capsys):
     assert "==> It is 3." in printed and "one         1.5\n<script>  22.25\n" in printed
 
 
+@pytest.mark.slow
 def test_learning_is_training(capsys):
     """The same as steps by hand, and copies that the next step does not destroy."""
     model = induction.model(1)
@@ -74,6 +75,7 @@ def test_the_model_without_a_mask_sees_the_future():
     assert np.abs(one - other)[0].max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_difference_within_the_seeds_is_none(monkeypatch, capsys):
     """The conclusion follows the numbers, whichever they are."""
     losses = iter([1.0, 1.2, 1.1, 1.15, 1.3, 1.25, 1.0, 1.1, 1.05, 1.2, 1.3, 1.25])

@@ -65,6 +65,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(place, method, lim
     assert outcome("full") == outcome("whole")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_refused_before_the_first_step(monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
@@ -97,6 +98,7 @@ def test_memory_that_runs_out_names_what_makes_a_step_smaller(monkeypatch):
         main(["text", *TINY])
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_later_loses_nothing(monkeypatch):
     evaluate = loop.Trainer.evaluate
 

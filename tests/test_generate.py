@@ -48,14 +48,16 @@ def test_greedy(count, scheme):
         assert tokens.tolist() == text + [0] * (6 - length) and end == len(text)
 
 
+@pytest.mark.slow
 def test_a_prompt_longer_than_the_context():
     prompt = np.arange(9) % 13
     text = generate(MODEL, prompt, 1, rng=RNG, sampling=GREEDY)
     assert text.tokens.tolist() == [*prompt, int(jnp.argmax(MODEL(prompt[-6:])[-1]))] and text.length == 10
 
 
-@pytest.mark.parametrize("scheme", ["rotary", pytest.param("alibi", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("prompt", [pytest.param(PROMPT, marks=pytest.mark.slow), np.arange(11)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["rotary", "alibi"])
+@pytest.mark.parametrize("prompt", [PROMPT, np.arange(11)])
 def test_a_window_goes_on_in_a_ring(prompt, scheme, monkeypatch):
     monkeypatch.setattr(generation, "RING_CHUNK", 4)
     model, mask = language_model(scheme), aj.sliding_window(3, 0)
@@ -64,12 +66,14 @@ def test_a_window_goes_on_in_a_ring(prompt, scheme, monkeypatch):
     assert text.tolist() == [*prompt, *likeliest[len(prompt) - 1 :].tolist()]
 
 
+@pytest.mark.slow
 def test_samples_repeat_by_seed_and_differ_between_seeds():
     one, again, other = (generate(MODEL, PROMPT, 20, rng=jax.random.key(seed)).tokens for seed in (1, 1, 2))
     assert (one == again).all() and (one != other).any()
     assert (one[:3] == PROMPT).all() and ((one >= 0) & (one < 13)).all()
 
 
+@pytest.mark.slow
 def test_an_example_does_not_depend_on_the_others():
     together = generate(MODEL, PROMPTS, 20, lengths=LENGTHS, rng=RNG)
     alone = generate(MODEL, PROMPTS[0, :3], 20, rng=RNG)
@@ -77,6 +81,7 @@ def test_an_example_does_not_depend_on_the_others():
     assert (together.tokens[1, 1:21] != together.tokens[0, 3:23]).any()
 
 
+@pytest.mark.slow
 def test_stop():
     """A text ends with the token that stops it; the others go on."""
     free = np.asarray(generate(MODEL, PROMPTS, 20, lengths=LENGTHS, rng=RNG).tokens)
@@ -90,7 +95,8 @@ def test_stop():
         assert tokens.tolist() == [*row[:length], *text] + [0] * (26 - int(end))
 
 
-@pytest.mark.parametrize("stop", [pytest.param((), marks=pytest.mark.slow), (2,)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [(), (2,)])
 def test_streaming_gives_the_same_tokens(stop):
     options = {"lengths": LENGTHS, "rng": RNG, "sampling": Sampling(top_k=5, repetition_penalty=1.1), "stop": stop}
     texts = generate(MODEL, PROMPTS, 20, **options)
@@ -103,6 +109,7 @@ def test_streaming_gives_the_same_tokens(stop):
     ].tolist()
 
 
+@pytest.mark.slow
 def test_a_stream_compiles_one_step(monkeypatch):
     traces = []
     apply = TransformerLM.hidden
@@ -114,7 +121,8 @@ def test_a_stream_compiles_one_step(monkeypatch):
     assert len(traces) == first > 0
 
 
-@pytest.mark.parametrize("temperature", [0.7, pytest.param(2.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.7, 2.0])
 def test_tokens_are_drawn_from_the_softmax(temperature):
     prompts = np.tile(PROMPT, (2000, 1))
     draws = generate(MODEL, prompts, 1, rng=jax.random.key(5), sampling=Sampling(temperature=temperature)).tokens[:, -1]
@@ -142,6 +150,7 @@ def kept(logits, top_k=None, top_p=None, min_p=None):
     return [token in order for token in range(len(logits))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {}, {"top_k": 1}, {"top_k": 4}, {"top_k": 99}, {"top_p": 0.6}, {"top_p": 1e-9}, {"top_p": 1.0}, {"min_p": 0.3},
     {"min_p": 1.0}, {"top_k": 6, "top_p": 0.7, "min_p": 0.2},
@@ -156,6 +165,7 @@ def test_what_is_kept(options):
     assert 0 not in counts
 
 
+@pytest.mark.slow
 def test_the_repetition_penalty():
     logits, seen = jnp.array([2.0, -2.0, 2.0, -2.0]), jnp.array([True, True, False, False])
     assert Sampling(repetition_penalty=2.0).penalized(logits, seen).tolist() == [1.0, -4.0, 2.0, -2.0]
@@ -167,6 +177,7 @@ def test_the_repetition_penalty():
         assert len(set(tokens[:end].tolist())) == end and end == length + 5
 
 
+@pytest.mark.slow
 def test_another_temperature_does_not_compile_anew():
     generation._generate.clear_cache()
     for temperature in (0.5, 0.7):
@@ -175,6 +186,7 @@ def test_another_temperature_does_not_compile_anew():
     assert generation._generate._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-46, 5e-324])
 def test_next_to_temperature_0_the_likeliest_is_drawn(temperature):
     logits = jnp.array([0.1, 5.0, 4.0, -jnp.inf])
@@ -182,6 +194,7 @@ def test_next_to_temperature_0_the_likeliest_is_drawn(temperature):
     assert all(draw(logits, jnp.zeros(4, bool), jax.random.key(seed)) == 1 for seed in range(5))
 
 
+@pytest.mark.slow
 def test_lengths_of_a_dtype_that_ends_before_the_text():
     prompt = np.resize(PROMPT, (1, 250))
     texts = [generate(MODEL, prompt, 10, lengths=np.array([250], dtype), rng=RNG) for dtype in ("int32", "uint8")]

@@ -37,13 +37,8 @@ MODELS = {
 }  # fmt: skip
 
 
-FEW = {"scanned", "grouped, rotary, no bias"}
-some_models = pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=() if x in FEW else pytest.mark.slow) for x in MODELS]
-)
-
-
-@some_models
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_weights_and_statistics_of_every_layer(name):
     of = MODELS[name]()
     logits, weights = of(TOKENS, return_weights=True)
@@ -67,7 +62,8 @@ def test_weights_and_statistics_of_every_layer(name):
         np.testing.assert_array_equal(of.logits(of.norm(residual)), logits)
 
 
-@some_models
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_contributions_add_up_to_the_logit(name):
     of, target = MODELS[name](), jnp.array([3, 17])
     parts = contributions(of, TOKENS, target, position=-2)
@@ -77,7 +73,8 @@ def test_contributions_add_up_to_the_logit(name):
     assert parts.heads.shape == (3, 2, 4) and np.abs(parts.heads).min() > 0
 
 
-@some_models
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_what_is_left_is_what_the_embeddings_write(name):
     """In a model whose feed-forward networks and biases are silent: the other way to the same number."""
     of = MODELS[name]()
@@ -96,9 +93,8 @@ def test_what_is_left_is_what_the_embeddings_write(name):
     np.testing.assert_allclose(found.rest, (embedded * scale * matrix[[7, 2]]).sum(-1), atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    "name", ["scanned", *(pytest.param(x, marks=pytest.mark.slow) for x in ("plain", "own head, RMSNorm"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scanned", "plain", "own head, RMSNorm"])
 def test_a_contribution_is_what_the_last_layer_loses(name):
     """With the last norm's scale held, silencing a head of the last layer takes just its share, but for what the last
     feed-forward network makes of it: which is taken out here."""
@@ -119,7 +115,8 @@ def test_a_contribution_is_what_the_last_layer_loses(name):
     np.testing.assert_allclose(parts.heads[2, :, 1], true, atol=1e-4)
 
 
-@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [False, True])
 def test_a_silent_head_adds_nothing(scan):
     of = model(scan=scan)
     without = ablate(of, [(0, 1), (2, 3)])
@@ -152,7 +149,8 @@ def test_a_silent_head_adds_nothing(scan):
     assert np.abs(of(TOKENS) - without(TOKENS)).max() > 0.01
 
 
-@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [False, True])
 def test_a_head_at_its_mean(scan):
     def attended(model, outputs):
         """The second layer's attention, from the outputs of its heads."""
@@ -178,6 +176,7 @@ def test_all_heads_ablated_see_nothing():
     np.testing.assert_array_equal(changed[:, 1:], of(TOKENS)[:, 1:])
 
 
+@pytest.mark.slow
 def test_more_than_ten_layers_stay_in_order():
     of = TransformerLM(**SIZES | {"num_layers": 12}, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(inspect(of, TOKENS), of(TOKENS, return_weights=True)[1], atol=1e-6)
@@ -185,6 +184,7 @@ def test_more_than_ten_layers_stay_in_order():
     np.testing.assert_allclose(parts.heads.sum((0, 2)) + parts.rest, of(TOKENS)[:, -1, 3], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_under_jit_and_with_a_mask():
     of = model()
     graphdef, params = nnx.split(of)
@@ -195,6 +195,7 @@ def test_under_jit_and_with_a_mask():
     assert (np.asarray(inspect_statistics(of, TOKENS, mask=mask).distance) <= 3 + 1e-5).all()
 
 
+@pytest.mark.slow
 def test_any_module_with_heads():
     class Encoder(nnx.Module):
         def __init__(self, rngs):
@@ -215,6 +216,7 @@ def test_any_module_with_heads():
     assert inspect_statistics(of, x).induction is None
 
 
+@pytest.mark.slow
 def test_positions_that_the_model_fixes():
     positions = jnp.arange(13) // 2, jnp.arange(13) // 2
     of = model(attention=partial(MultiHeadAttention, attention_fn=partial(aj.attention, positions=positions)))
@@ -239,6 +241,7 @@ class Jitted(nnx.Module):
         return nnx.jit(lambda module, x: module(x))(self.attention, x)
 
 
+@pytest.mark.slow
 def test_layers_of_different_lengths():
     x, context = jnp.ones((13, 24)), jnp.ones((7, 24))
     heads, residual = record(Crossed(nnx.Rngs(0)), x, context=context)

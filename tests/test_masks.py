@@ -55,6 +55,7 @@ def combine(children):
 trees = st.recursive(leaves(), combine, max_leaves=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(trees)
 def test_a_tree_is_its_rule_pair_by_pair(tree):
@@ -65,6 +66,7 @@ def test_a_tree_is_its_rule_pair_by_pair(tree):
     np.testing.assert_array_equal(array, truth)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(trees, st.integers(0, T - 1), st.integers(1, T), st.integers(0, S - 1), st.integers(1, S))
 def test_a_block_is_a_part_of_the_whole(tree, row, height, column, width):
@@ -135,6 +137,7 @@ def test_printed_form_reads_back_as_the_tree(tree):
     np.testing.assert_array_equal(again.to_array(T, S), mask.to_array(T, S))
 
 
+@pytest.mark.slow
 def test_a_mask_is_a_pytree_that_vmap_maps():
     ids, limits = jnp.array([[0, 0, 1], [0, 1, 1]]), jnp.array([1, 3])
     mask = causal() & segments(ids) & key_lengths(limits)

@@ -35,6 +35,7 @@ def path_of(path):
     return jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {}, {"tied": False}, {"scan": True}, {"block": block(num_kv_heads=2)}, {"block": block(fused=True)},
     {"block": partial(modules.TransformerBlock, feed_forward=modules.SwiGLU)},
@@ -78,6 +79,7 @@ def test_how_rules_cut(names, shape, rules, cut):
     assert tuple(partition_spec(names, shape, make_mesh(data=2, model=4), rules)) == cut
 
 
+@pytest.mark.slow
 @needs_devices
 @pytest.mark.parametrize("sizes, rules, held", [
     ({"data": 2, "model": 4}, TENSOR + FSDP, 1 / 8), ({"data": 8, "model": 1}, FSDP, 1 / 8), ({"data": 8}, (), 1),
@@ -116,6 +118,7 @@ def test_refusals(call, message):
         call()
 
 
+@pytest.mark.slow
 @needs_devices
 def test_explicit_axes_are_refused_in_words_and_the_ways_out_work():
     mesh = jax.make_mesh((2, 4), ("data", "model"), (AxisType.Explicit,) * 2)

@@ -106,6 +106,7 @@ def test_asking_for_weights_changes_no_bit():
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_any_attention_fn_and_its_own_weights():
     bias = jax.random.normal(jax.random.key(5), (7, 7))
     with_bias = MultiHeadAttention(D, N, attention_fn=partial(aj.multi_head_attention, bias=bias), rngs=nnx.Rngs(0))
@@ -119,6 +120,7 @@ def test_any_attention_fn_and_its_own_weights():
     np.testing.assert_allclose(jitted(foreign)(X), jitted(plain)(X), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rotary_makes_attention_see_distances():
     attention = jitted(MultiHeadAttention(D, N, rotary=rotary, rngs=nnx.Rngs(0)))
     near, far = (attention(X, positions=jnp.arange(7) + start) for start in (0, 500))
@@ -132,6 +134,7 @@ def test_rotary_makes_attention_see_distances():
         MultiHeadAttention(D, N, rngs=nnx.Rngs(0))(X, positions=jnp.arange(7))
 
 
+@pytest.mark.slow
 def test_qk_norm_bounds_the_logits():
     attention = MultiHeadAttention(D, N, qk_norm=True, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(
@@ -149,6 +152,7 @@ def test_qk_norm_bounds_the_logits():
     np.testing.assert_allclose(attention(X, return_weights=True)[1], reference.weights(query, key), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_single_heads_concatenated_are_multi_head_attention(causal):
     heads = random_biases(ConcatenatedHeads(D, N, rngs=nnx.Rngs(0)))
@@ -160,6 +164,7 @@ def test_single_heads_concatenated_are_multi_head_attention(causal):
     np.testing.assert_allclose(jitted(heads)(X, mask=mask), truth, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_single_head_is_the_function():
     head = random_biases(SingleHeadAttention(D, 5, rngs=nnx.Rngs(0)))
     output, weights = jitted(head)(X, CONTEXT, mask=aj.causal(offset=2), return_weights=True)
@@ -170,6 +175,7 @@ def test_single_head_is_the_function():
         np.testing.assert_allclose(weights[b], aj.attention_weights(query, key, mask=aj.causal(offset=2)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_acts_only_when_given_rngs():
     attention = MultiHeadAttention(D, N, dropout_rate=0.5, rngs=nnx.Rngs(0))
     same = MultiHeadAttention(D, N, rngs=nnx.Rngs(0))
@@ -186,6 +192,7 @@ def test_dropout_acts_only_when_given_rngs():
     assert (head(X, rngs=nnx.Rngs(dropout=0)) != head(X)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", ["attention", "feed_forward"])
 def test_a_block_drops_out_in_both_branches(rates):
     """Each branch alone: the other's dropout is turned off."""
@@ -195,6 +202,7 @@ def test_a_block_drops_out_in_both_branches(rates):
     assert (block(X, rngs=nnx.Rngs(dropout=0)) != block(X)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [FeedForward, SwiGLU])
 def test_feed_forward_networks_drop_out_their_output(network):
     feed_forward = network(D, dropout_rate=0.5, rngs=nnx.Rngs(0))
@@ -204,6 +212,7 @@ def test_feed_forward_networks_drop_out_their_output(network):
     np.testing.assert_allclose(dropped[kept], 2 * plain[kept], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_nan_behind_a_mask_reaches_no_parameter():
     attention = random_biases(MultiHeadAttention(D, N, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(attention)
@@ -266,9 +275,8 @@ def outcome(scan, remat):
     return *dropped, *slopes, *jax.jit(loss)(params)
 
 
-@pytest.mark.parametrize(
-    "scan, remat", [(True, True), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((True, False), (False, True)))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("scan, remat", [(True, True), (True, False), (False, True)])
 def test_scan_and_remat_are_the_same_model(scan, remat):
     plain = outcome(False, False)
     for one, two in zip(plain, outcome(scan, remat), strict=True):
@@ -278,6 +286,7 @@ def test_scan_and_remat_are_the_same_model(scan, remat):
     assert plain[0] != plain[4]  # dropout acts, and equally: each block's pattern is its own in every variant
 
 
+@pytest.mark.slow
 def test_language_model_from_its_parts():
     model = random_biases(language_model())
     x = model.tokens(TOKENS) + jnp.broadcast_to(model.positions.table[...], (2, 7, D))
@@ -289,6 +298,7 @@ def test_language_model_from_its_parts():
     np.testing.assert_allclose(logits[1], jitted(model)(TOKENS[1]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_language_model_looks_only_back():
     model = jitted(language_model())
     changed = TOKENS.at[:, 4].set((TOKENS[:, 4] + 1) % 11)
@@ -297,6 +307,7 @@ def test_language_model_looks_only_back():
     assert (jnp.abs(before - after)[:, 4:].max(axis=-1) > 1e-4).all()
 
 
+@pytest.mark.slow
 def test_language_model_with_packed_documents():
     """Two documents in one row, kept apart by a mask, are what they are alone (their positions being the same)."""
     model = jitted(language_model(positions=None))
@@ -305,6 +316,7 @@ def test_language_model_with_packed_documents():
     np.testing.assert_allclose(packed[:, 3:], model(TOKENS[:, 3:]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_low_precision_model_stays_in_it():
     model = language_model()
     graphdef, params = nnx.split(model)
@@ -314,6 +326,7 @@ def test_a_low_precision_model_stays_in_it():
     np.testing.assert_allclose(logits.astype(jnp.float32), exact, atol=0.02)
 
 
+@pytest.mark.slow
 def test_language_model_choices():
     untied = language_model(tied=False)
     assert untied.head.kernel.shape == (D, 11) and jitted(untied)(TOKENS).shape == (2, 7, 11)
@@ -332,6 +345,7 @@ def _same_size_only(query, key, value, mask):
     return jax.nn.dot_product_attention(query, key, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unknown", [-1, -11, -12, -100, 11, 1000])
 def test_a_token_outside_the_vocabulary_is_nan_where_it_is_seen(unknown):
     model = TransformerLM(11, 7, D, N, 2, rngs=nnx.Rngs(0))

@@ -122,6 +122,7 @@ def hover_cell(tab, t, s, shape):
     tab.hover("#matrix", position=place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_token_says_and_shows_what_it_looks_at_and_what_looks_at_it(show, causal):
     weights = heads(2, 3, 10, causal)
@@ -147,6 +148,7 @@ def test_a_token_says_and_shows_what_it_looks_at_and_what_looks_at_it(show, caus
     assert "Point at a token" in status(tab) and tint(tab, "#keys [data-i='6']") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_every_weight_of_the_matrix_is_what_it_says_within_the_precision_it_states(show, dtype):
     weights = jnp.asarray(heads(1, 1, 10)[0, 0], dtype)
@@ -161,6 +163,7 @@ def test_every_weight_of_the_matrix_is_what_it_says_within_the_precision_it_stat
     assert "looks at:" in status(tab)  # a click on the matrix pins the query
 
 
+@pytest.mark.slow
 def test_the_matrix_draws_each_weight_darker_than_the_smaller_ones(show):
     weights = np.diag([1.0, 0.6, 0.3, 0.1]).astype(np.float32)
     tab = show(html(weights, WORDS[:4]))
@@ -169,6 +172,7 @@ def test_the_matrix_draws_each_weight_darker_than_the_smaller_ones(show):
     assert np.all(np.diff(np.diag(light)) > 0) and np.all(light[~np.eye(4, dtype=bool)] > light.diagonal().max())
 
 
+@pytest.mark.slow
 def test_lines_are_drawn_of_one_token_or_of_all(show):
     tab = show(html(np.eye(10, dtype=np.float32), WORDS))
     inked = """() => {
@@ -185,6 +189,7 @@ def test_lines_are_drawn_of_one_token_or_of_all(show):
     assert tab.evaluate(inked) == [7]
 
 
+@pytest.mark.slow
 def test_a_click_or_a_key_chooses_the_head(show):
     weights = heads(3, 4, 10)
     tab = show(html(weights, WORDS))
@@ -213,6 +218,7 @@ def test_a_click_or_a_key_chooses_the_head(show):
     assert chosen(tab) == [[1, 1]]  # keys in a select are its own
 
 
+@pytest.mark.slow
 def test_tokens_by_keyboard(show):
     tab = show(html(heads(1, 1, 10), WORDS))
     for key, i in (("j", 0), ("j", 1), ("j", 2), ("k", 1)):
@@ -236,6 +242,7 @@ def test_tokens_by_keyboard(show):
     assert status(tab).startswith("‘dog’ (9)")
 
 
+@pytest.mark.slow
 def test_every_control_is_reached_by_tab_and_shows_it(show):
     tab, reached = show(html(heads(1, 1, 10), WORDS)), []
     for _ in range(9):
@@ -278,6 +285,7 @@ def test_tokens_and_title_are_text_whatever_they_hold(show):
     assert "‘'\"’ (11)" in status(tab)
 
 
+@pytest.mark.slow
 def test_an_injected_script_would_not_run(show):
     page = html(heads(1, 1, 10), WORDS)
     tab = show(page.replace("</body>", "<script>document.title = 'ran'</script></body>"))
@@ -287,6 +295,7 @@ def test_an_injected_script_would_not_run(show):
     assert len(show.wrong) == 1 and "violates the following Content Security Policy" in show.wrong.pop()
 
 
+@pytest.mark.slow
 def test_the_theme_follows_the_system_and_then_the_button(show):
     theme = "document.documentElement.dataset.theme"
     for system, other in (("dark", "light"), ("light", "dark")):
@@ -298,6 +307,7 @@ def test_the_theme_follows_the_system_and_then_the_button(show):
         assert tab.evaluate(theme) == other and tab.evaluate(background) != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1440, 390])
 def test_no_page_scrolls_sideways(show, width):
     for page in (
@@ -310,12 +320,14 @@ def test_no_page_scrolls_sideways(show, width):
         assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_twelve_layers_of_random_weights_stay_below_a_million_bytes(causal):
     tokens = [f" token{i}" for i in range(128)]
     assert len(html(heads(12, 12, 128, causal, scale=1.0), tokens).encode()) < 1_000_000
 
 
+@pytest.mark.slow
 def test_statistics_of_five_thousand_tokens(show):
     T, numbers = 5000, statistics(2, 2, 5000, 3)
     tab = show(html(numbers, [f"w{i}" for i in range(T)]))
@@ -340,6 +352,7 @@ def test_statistics_of_five_thousand_tokens(show):
     assert status(tab).startswith("‘w3990’ (3990) looks at")
 
 
+@pytest.mark.slow
 def test_cross_attention_and_nan(show):
     weights = heads(1, 2, 10)[..., :6]
     weights[0, 0, 3] = np.nan
@@ -359,6 +372,7 @@ def test_cross_attention_and_nan(show):
     assert status(tab).startswith("‘key5’ (5) is looked at by")
 
 
+@pytest.mark.slow
 def test_it_works_inside_a_notebook(show):
     page = html(heads(2, 2, 10), WORDS, title="Inside & out")
     tab = show(f"<!DOCTYPE html><title>outer</title>{page._repr_html_()}")
@@ -372,6 +386,7 @@ def test_it_works_inside_a_notebook(show):
     assert tab.get_attribute("iframe", "sandbox") == "allow-scripts"
 
 
+@pytest.mark.slow
 def test_weights_and_statistics_of_a_window_give_the_same_numbers():
     query = jnp.asarray(np.random.default_rng(0).normal(size=(9, 2, 4)), jnp.float32)
     mask = causal() & sliding_window(2, 0)

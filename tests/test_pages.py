@@ -38,6 +38,7 @@ def empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_blocks_of_the_readme_run_one_by_one(capsys):
     blocks = python_blocks(README)
     assert blocks
@@ -46,6 +47,7 @@ def test_blocks_of_the_readme_run_one_by_one(capsys):
     assert "■ ■ · · · ·" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # which would take minutes
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_blocks_of_a_page_run_one_after_another(page, capsys):

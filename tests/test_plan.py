@@ -35,7 +35,6 @@ CASES = {
     "tensor and FSDP": (128, {"embed_dim": 128}, {"data": 2, "model": 4, "fsdp": True}),
     "FSDP, scan and remat": (128, {"scan": True, "remat": True}, {"data": 8, "fsdp": True}),
 }
-FAST = {"one device"}
 LEAST = (
     0.75 if jax.__version__.startswith("0.10.") else 0.6
 )  # the factors are those of jax 0.10; that of 0.7 keeps less
@@ -70,8 +69,9 @@ def moved(program, kind):
     return total
 
 
+@pytest.mark.slow
 @needs_devices
-@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in FAST else pytest.mark.slow) for c in CASES])
+@pytest.mark.parametrize("case", CASES)
 def test_memory(case):
     vocab, model, mesh = CASES[case]
     config, expected = planned(vocab, model, mesh)

@@ -33,6 +33,7 @@ def test_learned_positions_are_rows():
         aj.learned_positions(table, jnp.arange(12, 17))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("rotated", [8, 4])
 def test_rotary_turns_each_pair(interleaved, rotated):
@@ -63,6 +64,7 @@ def test_rotary_products_depend_on_distance_alone():
     assert product(3, 10) != pytest.approx(product(3, 11), abs=1e-2)
 
 
+@pytest.mark.slow
 def test_rotary_keeps_the_dtype_and_works_in_float32():
     x = jax.random.normal(jax.random.key(0), (4000, 1, 16))
     frequencies = aj.rotary_frequencies(16)
@@ -100,6 +102,7 @@ def test_llama3_scaling():
         np.testing.assert_allclose(ours_i, truth, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dim, base, original, factor", [(64, 10000.0, 2048, 16.0), (128, 1e6, 32768, 4.0), (32, 150.0, 64, 2.0)]
 )

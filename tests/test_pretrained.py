@@ -93,6 +93,7 @@ def test_there_and_back(saved):
     np.testing.assert_array_equal(model(TOKENS), again(TOKENS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "transformer."])
 def test_either_way_of_naming_and_half_precision(prefix, saved):
     """The hub's files have no prefix, and hold masks that are not parameters."""
@@ -152,6 +153,7 @@ WEIGHTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", WEIGHTS)
 def test_damaged_weights_are_refused(damage, saved):
     spoil, message = WEIGHTS[damage]
@@ -203,6 +205,7 @@ def test_a_flipped_byte_is_found_by_the_hash(saved):
         load_gpt2(saved, sha256=good)
 
 
+@pytest.mark.slow
 def test_models_that_are_no_gpt2_are_not_saved(tmp_path):
     def block(**options):
         gelu = partial(FeedForward, activation=jax.nn.gelu)

@@ -168,6 +168,7 @@ def cases(draw):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_row_that_sees_nothing_in_blocks_of_one_key():
     Case(2, 3, 1, 1, 1, 1, (), "float32", "segments(0, 0)", "", (2, 1)).run()
 
@@ -180,6 +181,7 @@ def check(case):
 LIMITS = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 
 
+@pytest.mark.slow
 @settings(max_examples=4, **LIMITS)
 @given(cases())
 def test_a_few_cases(case):

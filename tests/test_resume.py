@@ -127,6 +127,7 @@ def state_of(number):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_state_comes_back_as_it_was():
     with Checkpoints(Path("here")) as checkpoints:
         for step in range(5):
@@ -304,6 +305,7 @@ def test_manifests_and_records_that_are_lost_are_missed(capsys):
     assert Path("runs/lost/metrics.jsonl").read_text() == whole
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_gone_are_missed(capsys):
     main(["text", *TINY, "--steps", "12", "--name", "gone"])
     folder, records = Path("runs/gone/checkpoints"), Path("runs/gone/metrics.jsonl").read_bytes()

@@ -58,13 +58,8 @@ def assert_close(found, true, tolerance=2e-6):
         np.testing.assert_allclose(one, other, atol=tolerance * max(np.abs(other).max(), 1))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in ("causal", "array", "bias of keys") else pytest.mark.slow)
-        for name in CASES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_every_mask_and_score(name):
     mask, score = CASES[name]
     ring = partial(ring_attention, mesh=mesh_of_8(), mask=mask)
@@ -77,13 +72,10 @@ def test_every_mask_and_score(name):
     assert_close(both(by(ring), *inputs), both(by(partial(aj.attention, mask=mask)), *inputs))
 
 
-ONE_EACH = [
-    "causal",
-    "bias",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("segments", "alibi", "bias of keys")),
-]
+ONE_EACH = ["causal", "bias", "segments", "alibi", "bias of keys"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_one_query_and_key_a_device(name):
     mask, score = CASES[name]
@@ -98,6 +90,7 @@ def test_one_query_and_key_a_device(name):
     assert_close(found, true)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_scale_and_what_functions_have_captured():
     gate = normal(T)
 
@@ -129,7 +122,8 @@ def mesh_of_8():
     return mesh(8)
 
 
-@pytest.mark.parametrize("parts", [1, 4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 4, 8])
 def test_balanced(parts):
     order = balanced_order(T, parts)
     assert sorted(order.tolist()) == list(range(T))
@@ -144,12 +138,14 @@ def test_balanced(parts):
     assert_close(both(attend, QUERY, KEY, VALUE), both(partial(aj.attention, mask=aj.causal()), QUERY, KEY, VALUE))
 
 
+@pytest.mark.slow
 def test_other_lengths_of_queries_and_keys():
     mask, inputs = aj.causal(offset=T - 8), (QUERY[:, :8], KEY, VALUE)
     found = jax.jit(partial(ring_attention, mesh=mesh(4), mask=mask))(*inputs)
     assert_close(found, aj.attention(*inputs, mask=mask))
 
 
+@pytest.mark.slow
 def test_the_batch_over_another_axis():
     """Parts of the batch on some devices, parts of the sequence on others."""
     both_axes = mesh((2, 4), ("data", "context"))
@@ -160,6 +156,7 @@ def test_the_batch_over_another_axis():
     assert attend(*inputs).sharding.is_equivalent_to(place, 4)
 
 
+@pytest.mark.slow
 def test_low_precision_is_joined_in_float32():
     inputs = [x.astype(jnp.bfloat16) for x in (QUERY, KEY, VALUE)]
     found = both(partial(ring_attention, mesh=mesh(4), mask=aj.causal()), *inputs)
@@ -168,6 +165,7 @@ def test_low_precision_is_joined_in_float32():
     assert_close(jax.tree.map(lambda x: x.astype(jnp.float32), found), true, 2**-7)
 
 
+@pytest.mark.slow
 def test_what_is_masked_changes_no_bit_and_what_is_seen_is_nan():
     mask = aj.causal() & aj.key_lengths(jnp.array([30, 30]))
     ring = partial(ring_attention, mesh=mesh(4), mask=mask)
@@ -178,6 +176,7 @@ def test_what_is_masked_changes_no_bit_and_what_is_seen_is_nan():
     np.testing.assert_array_equal(np.isnan(seen).any((2, 3)), (np.arange(T) >= 7) & (np.arange(B) == 0)[:, None])
 
 
+@pytest.mark.slow
 def test_memory_of_a_device_falls_with_their_number():
     # as users compile; tests/conftest.py has turned it off
     options = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ["XLA_FLAGS"] else {}

@@ -60,10 +60,10 @@ def trained(mesh_config, optimizer, steps=3, **model):
     return losses, sharding.gather((state.params, state.average), mesh), state
 
 
+@pytest.mark.slow
 @needs_devices
 @pytest.mark.parametrize("mesh", [
-    pytest.param(mesh, id=f"{mesh.data}x{mesh.model}{'f' * mesh.fsdp}", marks=() if index == 4 else pytest.mark.slow)
-    for index, mesh in enumerate(MESHES)
+    pytest.param(mesh, id=f"{mesh.data}x{mesh.model}{'f' * mesh.fsdp}") for mesh in MESHES
 ])  # fmt: skip
 def test_a_mesh_trains_as_one_device_does(mesh):
     losses, params, _ = trained(schema.Mesh(), optax.sgd(0.5))
@@ -88,6 +88,7 @@ def test_what_is_cut_is_smaller_on_each_device():
     assert held(schema.Mesh(data=2, model=4, fsdp=True), scan=True) < 0.2 * whole
 
 
+@pytest.mark.slow
 @needs_devices
 def test_each_device_attends_for_its_own_examples_and_heads():
     config = dataclasses.replace(text, mesh=schema.Mesh(data=2, model=4), data=schema.Data(batch_size=4))

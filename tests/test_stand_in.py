@@ -37,6 +37,7 @@ def assert_close(found, wanted):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [lambda fn: fn, jax.jit], ids=["eager", "jit"])
 def test_what_comes_from_which(jit):
     assert_close(jit(stand_in)(X, Y), fast(X, Y))
@@ -52,6 +53,7 @@ def test_of_one_operand(moving):
     assert_close(grad(X, Y), jax.grad(lambda *xs: (D * fast(*xs)).sum(), argnums=moving)(X, Y))
 
 
+@pytest.mark.slow
 def test_higher_orders_are_the_slow_ones():
     def gradient(fn, x, y):
         return jax.vjp(fn, x, y)[1](D)
@@ -74,6 +76,7 @@ def test_a_pullback_is_turned_back():
     assert_close(jax.vjp(lambda d: pull(stand_in)(d)[0], D)[1](E), jax.vjp(lambda d: pull(slow)(d)[0], D)[1](E))
 
 
+@pytest.mark.slow
 def test_vmap():
     xs, ys = jnp.stack([X, Y, D]), jnp.stack([E, X, D])
     for axes, operands in (((0, 0), (xs, ys)), ((0, None), (xs, Y)), ((None, 1), (X, ys.T)), ((1, 0), (xs.T, ys))):

@@ -54,13 +54,11 @@ def truth(mask, top_k=3, bias=None):
     return reference.statistics(weights, seen, TOKENS, top_k)
 
 
-FEW = {("causal", "one"), ("segments", "many"), ("array", "many")}
 CASES = [(name, blocks) for name in MASKS for blocks in ("one", "many")]
 
 
-@pytest.mark.parametrize(
-    "name, blocks", [pytest.param(*case, marks=() if case in FEW else pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name, blocks", CASES)
 def test_of_the_whole_weights(name, blocks, request):
     if blocks == "many":
         request.getfixturevalue("small_blocks")
@@ -68,6 +66,7 @@ def test_of_the_whole_weights(name, blocks, request):
     check(attention_statistics(QUERY, KEY, mask=mask, tokens=TOKENS, top_k=3), truth(mask))
 
 
+@pytest.mark.slow
 def test_a_score_counts(small_blocks):
     slopes = np.arange(N) / 7
     distance = np.abs(np.arange(T)[:, None] - np.arange(T)[None, :])
@@ -88,6 +87,7 @@ def test_of_the_oracle_by_hand():
     assert true["induction"][0, 0] == pytest.approx((0.75 + 0.5) / 2)
 
 
+@pytest.mark.slow
 def test_equal_weights_name_the_first_keys(small_blocks):
     zeros = jnp.zeros((T, 1, H))
     found = attention_statistics(zeros, zeros, top_k=4)
@@ -95,6 +95,7 @@ def test_equal_weights_name_the_first_keys(small_blocks):
     np.testing.assert_allclose(found.entropy, np.log(T), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_top_keys_than_there_are():
     found = attention_statistics(QUERY[:, :, :, :], KEY, mask=aj.causal(), top_k=T + 2)
     assert (np.asarray(found.top_keys)[..., 0, 1:] == -1).all() and (found.top_weights[..., T:] == 0).all()
@@ -116,7 +117,8 @@ def test_other_lengths_and_positions(small_blocks):
     np.testing.assert_allclose(padded.first_token, true[..., 0].mean(-1), atol=1e-6)
 
 
-@pytest.mark.parametrize("pad", [0, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pad", [0, 7])
 def test_padding_is_no_token_before(pad, small_blocks):
     """Whatever token padding holds, induction is that of the tokens alone."""
     alone, padding = attention_statistics(QUERY, KEY, mask=aj.causal(), tokens=TOKENS), 6
@@ -128,6 +130,7 @@ def test_padding_is_no_token_before(pad, small_blocks):
         np.testing.assert_allclose(getattr(padded, name), getattr(alone, name), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_log_sum_exp_may_be_given(small_blocks):
     value = jnp.ones((*KEY.shape[:-1], 3))
     _, lse = aj.attention_and_lse(QUERY, KEY, value, mask=MASKS["array"])
@@ -135,6 +138,7 @@ def test_the_log_sum_exp_may_be_given(small_blocks):
     check(found, truth(MASKS["array"]))
 
 
+@pytest.mark.slow
 def test_padding_that_is_not_finite_changes_no_bit():
     mask, dirty = aj.causal() & aj.key_lengths(jnp.array([30, 30])), KEY.at[:, 30:].set(jnp.nan)
     clean = attention_statistics(QUERY, KEY, mask=mask, tokens=TOKENS)
@@ -165,9 +169,8 @@ def test_output_bits_are_the_same_with_statistics():
     np.testing.assert_array_equal(jax.jit(both)(QUERY, KEY, value)[0], alone)
 
 
-@pytest.mark.parametrize(
-    "name", ["entropy", *(pytest.param(x, marks=pytest.mark.slow) for x in ("received", "induction", "distance"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["entropy", "received", "induction", "distance"])
 def test_gradients(name, small_blocks):
     weigh = jnp.asarray(RANDOM.normal(size=(T if name != "induction" else N,)))
 
@@ -201,6 +204,7 @@ def test_forward_and_second_derivatives(small_blocks):
     check_grads(lambda q, k: attention_statistics(q, k, mask=aj.causal()).entropy, few, 2, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_vmap_is_a_batch_dimension():
     batched = attention_statistics(QUERY, KEY, mask=aj.causal(), tokens=TOKENS)
     mapped = jax.vmap(lambda q, k, t: attention_statistics(q, k, mask=aj.causal(), tokens=t))(QUERY, KEY, TOKENS)
@@ -208,6 +212,7 @@ def test_vmap_is_a_batch_dimension():
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_at_16384():
     """The weights would take 4 GiB."""
     x = jax.ShapeDtypeStruct((1, 16384, 4, 64), jnp.float32)
@@ -216,6 +221,7 @@ def test_memory_at_16384():
     assert compiled.memory_analysis().temp_size_in_bytes < 100 * 2**20
 
 
+@pytest.mark.slow
 def test_nothing_to_look_at():
     empty = attention_statistics(QUERY, KEY[:, :0])
     assert empty.received.shape == (B, N, 0) and (empty.entropy == 0).all() and (empty.top_keys == -1).all()

@@ -42,6 +42,7 @@ def test_loss_is_the_mean_surprise_at_the_next_token():
     assert loss_of(model, TOKENS) == pytest.approx(np.log(11), rel=0.02)  # a new model knows nothing
 
 
+@pytest.mark.slow
 def test_a_step_goes_down_the_gradient():
     model, optimizer = tiny(), optax.sgd(0.1)
     gradient = nnx.to_pure_dict(nnx.jit(nnx.grad(mean_loss))(model, TOKENS))
@@ -59,6 +60,7 @@ def test_a_step_goes_down_the_gradient():
     assert count == 32 and total / count == pytest.approx(float(loss_of(after, TOKENS)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_compilation_for_many_steps():
     optimizer = optax.adam(1e-2)
     graphdef, state = create_state(tiny(dropout_rate=0.1), optimizer, jax.random.key(0))
@@ -72,6 +74,7 @@ def test_one_compilation_for_many_steps():
     assert state.step == 40 and losses[-1] < losses[0] - 0.5
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_changes_nothing():
     """And the next good one does, with a count that starts anew."""
     optimizer = optax.adam(0.1)
@@ -89,6 +92,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert state.skipped == 0 and metrics["finite"].all() and np.isfinite(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_a_step_that_would_leave_the_numbers_is_skipped():
     """Its gradient is finite, and what becomes of the parameters is not."""
     optimizer = optax.sgd(float("inf"))
@@ -107,6 +111,7 @@ def test_the_state_is_donated():
     assert old.is_deleted()
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_seed_and_step():
     optimizer = optax.sgd(0.0)  # the parameters stay, so that losses differ by dropout alone
 
@@ -122,13 +127,15 @@ def test_dropout_is_a_function_of_seed_and_step():
     assert len(set(losses(0) + losses(1))) == 6
 
 
+@pytest.mark.slow
 def test_the_configured_model_drops_out():
     model = build_model(Model(num_layers=1, num_heads=2, embed_dim=16, dropout_rate=0.5), 11, jax.random.key(0))
     assert loss_of(model, TOKENS) != loss_of(model, TOKENS, nnx.Rngs(dropout=0))
 
 
-@pytest.mark.parametrize("method", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
-@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["adamw", "muon"])
+@pytest.mark.parametrize("scan", [False, True])
 def test_only_matrices_decay(method, scan):
     config = Optimizer(method=method, learning_rate=0.1, weight_decay=0.5, warmup_steps=0)
     optimizer = build_optimizer(config, steps=10)
@@ -140,6 +147,7 @@ def test_only_matrices_decay(method, scan):
         np.testing.assert_allclose(update, -0.05 if decays else 0, rtol=1e-5, err_msg=str(path))
 
 
+@pytest.mark.slow
 def test_muon_steps_are_orthogonal():
     """The update of a matrix has equal singular values, nearly, whatever its gradient's were; of others AdamW's."""
     config = {"learning_rate": 0.1, "warmup_steps": 0, "weight_decay": 0.0}
@@ -174,6 +182,7 @@ def test_schedules(schedule, expected):
     assert learning_rate(Optimizer(learning_rate=2.0, warmup_steps=0, schedule=schedule), steps=9)(0) == 2.0
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped():
     optimizer = build_optimizer(Optimizer(clip_norm=0.5), steps=10)
     params = {"kernel": jnp.zeros((2, 2))}
@@ -213,6 +222,7 @@ def test_accumulated_parts_are_the_whole_batch(parts, counted):
     assert again["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_only_what_counts_is_learned():
     """The loss is that of the counted tokens, and other targets do not change the step."""
     model = tiny()
@@ -242,6 +252,7 @@ def test_evaluation_counts_what_is_right_as_a_whole():
     assert eval_step(params, Batch(wrong, counted), graphdef=graphdef)[1:] == (5, 2)
 
 
+@pytest.mark.slow
 def test_label_smoothing_and_z_loss_against_their_formulas():
     smoothing, factor, model = 0.1, 0.01, tiny()
 
@@ -258,6 +269,7 @@ def test_label_smoothing_and_z_loss_against_their_formulas():
     assert metrics["loss"] == pytest.approx(float(loss_of(model, TOKENS)), rel=1e-6)  # without what was added
 
 
+@pytest.mark.slow
 def test_the_average_is_the_closed_form():
     decay, steps, path = 0.7, 5, []
     for count in range(steps + 1):
@@ -271,6 +283,7 @@ def test_the_average_is_the_closed_form():
     assert state.best is state.average and updated(tiny(), BATCH)[0].average is None
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_its_state_in_float32():
     model = tiny()
     exact, _ = updated(model, BATCH)

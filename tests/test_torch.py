@@ -48,6 +48,7 @@ def test_scaled_dot_product_attention(kind):
         np.testing.assert_allclose(gradient, tensor.grad.transpose(-3, -2), atol=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_torch_multihead_attention(bias, fused):
@@ -139,6 +140,7 @@ def pairs():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pairs())
 def test_weights_to_and_from(name):
     theirs, call, ours = pairs()[name]
@@ -166,6 +168,7 @@ def test_ours_to_a_fresh_torch_module():
         to_torch(ours, Fused().state_dict())
 
 
+@pytest.mark.slow
 def test_grouped_and_single_heads_by_name():
     random = np.random.default_rng(0)
     sizes = {"q_proj": (D, D), "k_proj": (12, D), "v_proj": (12, D), "o_proj": (D, D)}

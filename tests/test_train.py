@@ -110,6 +110,7 @@ def test_a_run_leaves_what_it_says(capsys):
     assert records("one")[-1] != records("two")[-1]
 
 
+@pytest.mark.slow
 def test_a_text_of_one_line(capsys):
     """Which a model cannot begin with a line break, and whose words may look like options."""
     Path("own.txt").write_text("--option one two three. " * 200)
@@ -128,6 +129,7 @@ def test_a_text_of_one_line(capsys):
         report(Evaluate(directory))
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_no_text():
     tokenizer = tokenizers.BpeTokenizer.of("banana bandana " * 20, 260)
     model = build_model(schema.Model(), len(tokenizer), jax.random.key(0))
@@ -138,6 +140,7 @@ def test_a_prompt_that_is_no_text():
         list(write(Sample(Path("runs/bytes"), prompt="T\udcff")))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_though_nobody_reads():
     process = subprocess.Popen(
         [sys.executable, "-m", "train", *TINY.split(), "--name", "unread"],
@@ -150,6 +153,7 @@ def test_a_run_goes_on_though_nobody_reads():
     assert len([record for record in records("unread") if "train_loss" in record]) == 30
 
 
+@pytest.mark.slow
 def test_what_cannot_be_begun_leaves_nothing(monkeypatch):
     main([*TINY.split(), "--name", "full", "--steps", "1", "--quiet"])
     earlier = sorted(Path("runs").rglob("*"))
@@ -159,6 +163,7 @@ def test_what_cannot_be_begun_leaves_nothing(monkeypatch):
     assert sorted(Path("runs").rglob("*")) == earlier
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments, message", [
     (["--data.batch-size", "10000000"], "a step needs .* GiB of memory"),
     (["--data.batch-size", "1000000000000"], "a batch of tokens needs .* GiB of memory"),
@@ -180,12 +185,14 @@ def test_what_is_too_large_is_refused_and_moves_nothing(earlier, arguments, mess
     assert files() == before and Path("runs/large").exists() == earlier
 
 
+@pytest.mark.slow
 def test_a_sample_is_shown_whole(monkeypatch, capsys):
     monkeypatch.setattr("train.show.sample", lambda *_: "one ---\n\x1b[31mtwo\n--- step 3\n")
     main([*TINY.split(), "--name", "dashes", "--steps", "1"])
     assert "A sample:\n\none ---\n\\x1b[31mtwo\n--- step 3\n\ntrain loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [" \n", "\x1b[31mabc \u202eabc\n"], ids=["blank", "controls"])
 def test_text_without_words_to_be_shown_gives_no_prompt(line, capsys):
     Path("blank.txt").write_text(line * 1000)
@@ -193,6 +200,7 @@ def test_text_without_words_to_be_shown_gives_no_prompt(line, capsys):
     assert capsys.readouterr().out.endswith("more text: python -m train.sample runs/blank\n")
 
 
+@pytest.mark.slow
 def test_what_a_run_learned_from_has_changed():
     """Where nothing but the data can be at fault, the message says where they are."""
     text = Path("words.txt")

@@ -21,9 +21,8 @@ def quiet_figures():
 
 
 # the site's build runs them all, too
-@pytest.mark.parametrize("page", [
-    pytest.param(page, id=page.stem, marks=() if page.stem == "05_softmax" else pytest.mark.slow) for page in PAGES
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page_runs(page):
     names = {}
     code = [cell.source for cell in walkthrough.cells(page) if cell.cell_type == "code"]

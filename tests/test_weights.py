@@ -26,10 +26,8 @@ def query_key():
     return suite.inputs(SHAPE)[:2]
 
 
-FEW = {"tree"}
-
-
-@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in FEW else pytest.mark.slow) for x in suite.MASKS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", suite.MASKS)
 def test_every_mask(name, query_key):
     make, truth = suite.MASKS[name]
     mask, visible = make(T, S, N, batch), truth(T, S, N, batch)
@@ -41,6 +39,7 @@ def test_every_mask(name, query_key):
     assert suite.error(some, true[:, HEADS][..., ROWS, :]) <= suite.TOLERANCES["float32"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCORES)
 def test_every_score(name, query_key):
     weights = partial(aj.attention_weights, *query_key, mask=aj.causal(offset=2), score=SCORES[name])
@@ -52,6 +51,7 @@ def test_every_score(name, query_key):
     )
 
 
+@pytest.mark.slow
 def test_positions_are_those_of_attention(query_key):
     """With them go rows of the mask and of the score; a key at a negative one is seen by none."""
     chance = np.random.default_rng(2)
@@ -116,6 +116,7 @@ def test_one_head_has_no_heads_to_choose(query_key):
         aj.attention_weights(query_key[0][0, :, 0], query_key[1][0, :, 0], heads=[0])
 
 
+@pytest.mark.slow
 def test_traced_rows_beyond_the_end_are_nan(query_key):
     weights = jax.jit(lambda rows: aj.attention_weights(*query_key, rows=rows))(jnp.array([2, T, -1]))
     np.testing.assert_allclose(weights[..., [0, 2], :], aj.attention_weights(*query_key, rows=[2, -1]), atol=1e-7)
