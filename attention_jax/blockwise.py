@@ -42,19 +42,20 @@ class Sizes(NamedTuple):
     """The least queries or keys in a piece of a block that the mask cuts through: see `Grid.tile_of`."""
     step: int
     """Numbers in the largest array of one step, be that scores, queries or keys; at most twice as many, if they are all
-    there are, and scores and queries less than four times as many. On a CPU the arrays of a step should stay below 32
-    MiB, from where on malloc gives memory back after each call; an accelerator wants to be filled."""
-    derived: int
-    """The same of one step that is all there is, beside derivatives: what both passes ask for is then made once."""
+    there are. An accelerator wants to be filled."""
+    alone: int
+    """The same of all three arrays together, beside derivatives, if they are all there are: what both passes ask for is
+    then made once. Few keys are taken so without derivatives, too. On a CPU, what a program has of arrays should stay
+    below 32 MiB, from where on malloc gives memory back after each call."""
     few: int
-    """The same of few keys, if they are not all there are: their steps should stay in the cache."""
+    """As `step`, of few keys, if they are not all there are: their steps should stay in the cache."""
     together: int
     """Steps of the forward pass in one pass of its loop, so that a core of a CPU can begin the next while another ends
     the last. Only steps of at most `step` scores, or of all keys: others would need more memory than that."""
 
 
-CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, derived=3 * 2**19, few=2**18, together=2)
-ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, derived=2**26, few=2**25, together=1)
+CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, alone=3 * 2**20, few=2**18, together=2)
+ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, alone=2**26, few=2**25, together=1)
 
 
 def blockwise_attention(
@@ -234,13 +235,16 @@ def grid_for(
     mask: Mask | None, score: Score | None, query_shape: Sequence[int], value_shape: Sequence[int], platform: str
 ) -> Grid:
     """How the work is cut up under a mask and a score: smaller where the mask lets a query see a narrow band of keys,
-    most of a larger block being outside."""
-    T, S, sizes = query_shape[-3], value_shape[-3], sizes_for(mask, score, platform)
+    most of a larger block being outside; longer where queries or keys are few, but for a lone query, which makes no
+    matrix product, and for keys that only arrays tell to leave out."""
+    (T, N, H), (S, K, Hv), sizes = query_shape[-3:], value_shape[-3:], sizes_for(mask, score, platform)
     spans = [(0, S - 1)] if mask is None else [mask.columns_of((row, row), S) for row in (T // 2, T - 1)]
     width = max(int(min(last, S - 1) - max(first, 0)) + 1 for first, last in spans)  # in the middle, and at the end
     narrow = max(1 << (max(width, 1).bit_length() - 1), sizes.narrow)
-    size = sizes.block if width >= S else min(narrow, sizes.block)
-    return block_grid(query_shape, value_shape, (size, size), sizes)
+    rows = columns = sizes.block if width >= S else min(narrow, sizes.block)
+    if T > 1 and width >= S and not jax.tree.leaves(mask):
+        columns = max(columns, sizes.block**2 // max(T * N // K, H, Hv))
+    return block_grid(query_shape, value_shape, (T if columns >= S else rows, columns), sizes)
 
 
 def block_grid(
@@ -255,21 +259,21 @@ def block_grid(
     t = _fit(T, min(block_sizes[0], max(sizes.block**2 // (G * s), 32)))  # a step takes whole groups of heads
     few = s == S and _few(S, H, sizes.tile)
 
-    def numbers(T: int, S: int) -> tuple[int, int]:  # of a group of heads: of its largest array, of scores and queries
-        return max(G * T * S, G * T * channels, S * channels), G * T * (S + channels)
+    def arrays(T: int, S: int) -> tuple[int, int, int]:  # of a group of heads: scores, queries and keys
+        return G * T * S, G * T * channels, S * channels
 
-    largest, both = (B * K * number for number in numbers(T, S))
-    all_at_once = min(2 * sizes.step // largest, (4 * sizes.step - 1) // both)
+    whole, part = arrays(T, S), arrays(t, s)
+    alone = sizes.alone // (B * K * sum(whole)) if whole == part else 0
+    all_at_once = alone if few else 2 * sizes.step // (B * K * max(whole))
     step = sizes.few if few else sizes.step
-    groups = max((2 * sizes.step if all_at_once else step) // numbers(t, s)[0], 1)
+    groups = B * K if all_at_once else max(step // max(part), 1)
     k = divisor(K, groups)
     b = divisor(B, groups // k)
     together = sizes.together if s >= S or b * k * G * t * s <= sizes.step else 1
     # to cut off what is hidden of few keys costs more than it saves, unless they are more than two tiles
     tile = max(sizes.tile, min(s, 2 * sizes.tile)) if few else sizes.tile
-    examples = step // (B * K * numbers(t, s)[0]), all_at_once
+    examples = step // (B * K * max(part)), all_at_once, max(all_at_once, alone)
     taken = (1, b, k, G, t, s)
-    alone = (t, s) == (T, S) and largest <= sizes.derived and both < 4 * sizes.step
     derived = (1, B, K, G, T, S) if alone else taken
     return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), taken, derived, tile, together, examples)
 

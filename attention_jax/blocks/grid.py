@@ -10,15 +10,15 @@ LETTERS = "xbkgts"
 @dataclass(frozen=True)
 class Grid:
     """The length of each of the axes `xbkgts`, how much of it one step takes, and how much beside derivatives, how many
-    queries or keys a tile at least, how many steps may run together, and how many examples of `vmap` a step may take,
-    of more and if that is all."""
+    queries or keys a tile at least, how many steps may run together, and how many examples of `vmap` a step may take:
+    of more, if that is all, and if that is all beside derivatives."""
 
     lengths: tuple[int, ...]
     sizes: tuple[int, ...]
     derived_sizes: tuple[int, ...]
     tile: int
     together: int
-    examples: tuple[int, int]
+    examples: tuple[int, int, int]
 
     def length(self, letter: str) -> int:
         return self.lengths[LETTERS.index(letter)]
@@ -40,14 +40,16 @@ class Grid:
 
     def of_examples(self, count: int, apart: bool) -> "Grid":
         """The same for so many examples of `vmap`, each with steps of its own if they are `apart`."""
-        some, most = self.examples
+        some, most, derived_most = self.examples
         size = 1 if apart else count if count <= most else divisor(count, some)
         sizes = (size, *self.sizes[1:])
-        return replace(self, lengths=(count, *self.lengths[1:]), sizes=sizes, derived_sizes=sizes)
+        derived_sizes = (count, *self.derived_sizes[1:]) if count <= derived_most and not apart else sizes
+        return replace(self, lengths=(count, *self.lengths[1:]), sizes=sizes, derived_sizes=derived_sizes)
 
     def derived(self) -> "Grid":
         """The same where derivatives are taken in the same program."""
-        return replace(self, sizes=self.derived_sizes)
+        some, _, most = self.examples
+        return replace(self, sizes=self.derived_sizes, examples=(some, most, most))
 
     def start(self, letter: str, step: Any) -> Any:
         """Where a step begins; known in advance where there is but one, and with it what the mask does to a block."""
