@@ -17,7 +17,7 @@ from benchmarks.interleave import seconds
 from benchmarks.results import OURS, Row
 
 COUNT = 40
-LENGTHS = 1, 2, 4, 7, 16, 31, 32, 64, 77, 100, 128, 197, 256, 512
+LENGTHS = 1, 2, 4, 7, 16, 31, 32, 64, 77, 100, 128, 197, 256, 512, 2048
 LARGEST = 2**28
 """Multiplications of a product, of which this many take some ten milliseconds."""
 
@@ -40,6 +40,16 @@ class Shape(NamedTuple):
         return ", ".join(parts + [self.sees] * bool(self.sees))
 
 
+CROSS = (
+    Shape(4, 512, 77, 8, 8, 64, ""),
+    Shape(4, 512, 77, 8, 8, 64, "padded"),
+    Shape(1, 4096, 77, 8, 8, 40, ""),
+    Shape(8, 32, 512, 8, 8, 64, ""),
+    Shape(1, 16, 2048, 8, 8, 64, ""),
+)
+"""Of an image on the tokens of a text, and of few queries on the keys of a longer one."""
+
+
 def drawn(count: int) -> list[Shape]:
     """The same ones each time."""
     chance, shapes = random.Random(0), list[Shape]()
@@ -55,12 +65,13 @@ def drawn(count: int) -> list[Shape]:
 
 def measure(rounds: int) -> Iterator[Row]:
     """All rows of the benchmark."""
-    for shape in drawn(COUNT):
-        for direction in FORWARD, WITH_BACKWARD:
-            yield from times(shape, direction, rounds)
+    for title, shapes in ("Shapes drawn by chance", drawn(COUNT)), ("Cross-attention", CROSS):
+        for shape in shapes:
+            for direction in FORWARD, WITH_BACKWARD:
+                yield from times(f"{title}, {direction}", shape, direction, rounds)
 
 
-def times(shape: Shape, direction: str, rounds: int) -> Iterator[Row]:
+def times(table: str, shape: Shape, direction: str, rounds: int) -> Iterator[Row]:
     """Seconds of both."""
     B, T, S, N, K, H, sees = shape
     chance = np.random.default_rng(0)
@@ -73,7 +84,7 @@ def times(shape: Shape, direction: str, rounds: int) -> Iterator[Row]:
     theirs = {"": {}, "causal": {"causal": True}, "padded": {"key_lengths": lengths}}
     contenders = {OURS: partial(aj.attention, mask=masks[sees]), "jax.nn": partial(by_jax_nn, **theirs[sees])}
     for name, values in seconds(programs(contenders, direction, inputs, cotangent), rounds).items():
-        yield Row(f"Shapes drawn by chance, {direction}", str(shape), name, values)
+        yield Row(table, str(shape), name, values)
 
 
 if __name__ == "__main__":

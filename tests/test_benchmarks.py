@@ -157,7 +157,7 @@ def test_shapes_are_drawn_once_for_all():
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", [attention.FORWARD, attention.WITH_BACKWARD])
 def test_a_shape_is_measured_beside_jax_nn(direction):
-    rows = list(shapes.times(shapes.Shape(2, 5, 7, 4, 1, 8, "padded"), direction, rounds=2))
+    rows = list(shapes.times("Table", shapes.Shape(2, 5, 7, 4, 1, 8, "padded"), direction, rounds=2))
     assert [row.implementation for row in rows] == [OURS, "jax.nn"]
     assert {row.case for row in rows} == {"(2, 5, 4, 8), 7 keys, 1 head of keys, padded"}
 
