@@ -83,14 +83,8 @@ def modes(attend, query, key, value, cotangent, slopes):
     }
 
 
-PAIRS = [
-    pytest.param(mask, score, marks=() if mask == "window" else pytest.mark.slow)
-    for mask, score in zip(MASKS, reversed(SCORES), strict=True)
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("mask, score", PAIRS)
+@pytest.mark.parametrize("mask, score", list(zip(MASKS, reversed(SCORES), strict=True)))
 def test_every_mode_of_differentiation(mask, score, arrays):
     """Reverse over reverse among them, which `test_all_pairs.py` leaves out; the truth is the reference in float64."""
     dropout = {"dropout_rate": 0.3, "dropout_rng": jax.random.key(1)} if mask in ("none", "segments") else {}
@@ -532,17 +526,10 @@ def test_keys_that_a_loop_takes_once_are_not_copied():
     assert copies(partial(one_head_a_step, mask=aj.causal(), block_sizes=(16, 8))) == 2
 
 
-# at once, each mask, score and number of heads with each of the others; at leisure, all three with all
-CUBE = [
-    pytest.param(mask, score, heads, marks=() if (i + j + k) % 3 == 0 else pytest.mark.slow)
-    for i, mask in enumerate(["none", "causal", "window"])
-    for j, score in enumerate(["none", "alibi", "soft cap, then bias"])
-    for k, heads in enumerate([(4, 4), (4, 2), (4, 1)])
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("mask, score, heads", CUBE)
+@pytest.mark.parametrize("mask", ["none", "causal", "window"])
+@pytest.mark.parametrize("score", ["none", "alibi", "soft cap, then bias"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 def test_one_head_a_step(mask, score, heads):
     *arrays, cotangent = suite.inputs((13, 17, *heads, 8, 5, (2,)))
     options = {"mask": MASKS[mask], "score": SCORES[score](SLOPES)}

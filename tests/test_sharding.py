@@ -62,9 +62,7 @@ def trained(mesh_config, optimizer, steps=3, **model):
 
 @pytest.mark.slow
 @needs_devices
-@pytest.mark.parametrize("mesh", [
-    pytest.param(mesh, id=f"{mesh.data}x{mesh.model}{'f' * mesh.fsdp}") for mesh in MESHES
-])  # fmt: skip
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: f"{mesh.data}x{mesh.model}{'f' * mesh.fsdp}")
 def test_a_mesh_trains_as_one_device_does(mesh):
     losses, params, _ = trained(schema.Mesh(), optax.sgd(0.5))
     spread, others, state = trained(mesh, optax.sgd(0.5))
