@@ -502,12 +502,34 @@ def test_what_xla_makes_of_a_step_is_asked_again_for_a_vmap():
     assert asked.call_args.args[0].length("x") == 8
 
 
-def test_what_is_written_once_is_not_read():
-    x = jax.ShapeDtypeStruct((32, 4, 8), jnp.float32)
-    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=1, few=1)):
-        program = jax.jit(partial(blockwise_attention, block_sizes=(8, 8))).lower(x, x, x).as_text()
+@pytest.mark.parametrize("block_sizes, of_keys_too", [((8, 8), False), ((32, 8), True)])
+def test_what_is_written_once_is_not_read(block_sizes, of_keys_too):
+    def backward(query, key, value, cotangents):
+        return jax.vjp(partial(blockwise_attention, block_sizes=block_sizes), query, key, value)[1](cotangents)
+
+    x, lse = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((32, 4, 8), (4, 32)))
+    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=1, alone=1, few=1)):
+        program = jax.jit(backward).lower(x, x, x, (x, lse)).as_text()
     taken = [line for line in program.splitlines() if "stablehlo.dynamic_slice" in line]
-    assert len(taken) == 3  # blocks of query, key and value
+    # of query, key and value in both passes; log-sum-exp and cotangents; what is added to for the key and the value
+    assert len(taken) == 2 * 3 + 3 + (0 if of_keys_too else 2)
+
+
+@pytest.mark.parametrize("block_sizes", [(13, 6), (5, 17)])
+def test_gradient_of_a_bias_that_all_blocks_share(block_sizes, arrays):
+    """It is a sum over the blocks, also where each row or column of scores is met once."""
+    query, key, value, cotangent = arrays
+
+    def score(biases):
+        return scores.bias(biases[0]) >> scores.soft_cap(2) >> scores.bias(biases[1])
+
+    reference, blockwise = both(None, score)
+    biases = jnp.sin(jnp.arange(13.0))[:, None], jnp.cos(jnp.arange(17.0))[None, :]
+
+    def gradient(attend, biases):
+        return jax.grad(lambda biases: jnp.vdot(attend(query, key, value, biases), cotangent))(biases)
+
+    suite.close(gradient(partial(blockwise, block_sizes=block_sizes), biases), gradient(reference, biases))
 
 
 def one_head_a_step(*arrays, **options):

@@ -153,8 +153,9 @@ class Sweep(Operation):
             if ("s" in axes) != of_keys:
                 return result
             lengths = dict(zip(axes, result.shape, strict=True))
-            once = all(self.grid.steps(a) == 1 or lengths.get(a) == self.grid.length(a) for a in "xbkt")
-            return (_add if of_keys or not once else _put)(self.grid, axes, result, start, next(blocks))
+            loops = "xbkts" if of_keys else "xbkt"
+            once = all(self.grid.steps(a) == 1 or lengths.get(a) == self.grid.length(a) for a in loops)
+            return (_put if once else _add)(self.grid, axes, result, start, next(blocks))
 
         return list(map(added, self.out_axes, results))
 
