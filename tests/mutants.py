@@ -206,7 +206,7 @@ MUTANTS = [
     Mutant("blocks/attention_rule.py", "finite_or_zero(weights / total[:, None])", "weights / total[:, None]", "test_blockwise.py::test_an_only_block_of_many_keys"),
     Mutant("blocks/attention_rule.py", "finite_or_zero(weights / total[:, None])", "finite_or_zero(weights)", "test_blockwise.py::test_an_only_block_of_many_keys"),
     Mutant("blocks/attention_rule.py", "mask, raw) if masked else raw, logits, lse)", "mask, raw) if False else raw, logits, lse)", "test_blockwise.py::test_what_both_passes_ask_for_is_made_once_if_each_is_a_step"),
-    Mutant("blocks/attention_rule.py", "self.finite(found, uncleaned[2])", "jnp.isfinite(found)", "test_blockwise.py::test_an_only_block_of_which_a_key_is_poisoned"),
+    Mutant("blocks/attention_rule.py", "self.finite(found, raw_value)", "jnp.isfinite(found)", "test_blockwise.py::test_an_only_block_of_which_a_key_is_poisoned"),
     Mutant("blockwise.py", "min(64, tile), H)", "64, H)", "test_blockwise.py::test_what_counts_as_few_keys"),
     Mutant("blockwise.py", "min(s, 2 * sizes.tile)) if few", "s) if few", "test_blockwise.py::test_a_block_of_few_keys_is_cut_where_that_pays"),
     Mutant("blockwise.py", "max(sizes.tile, min(s, 2 * sizes.tile)) if few else sizes.tile", "sizes.tile", "test_blockwise.py::test_a_block_of_few_keys_is_cut_where_that_pays"),

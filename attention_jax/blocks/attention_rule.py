@@ -236,17 +236,18 @@ class AttentionRule:
             # and is left out where each query is known to see one
             d_output = jnp.where(jnp.isfinite(lse)[:, None], d_output, 0)
 
-        *_, (*uncleaned, _) = self.unpack(operands)
-        found = _product(self, uncleaned[0], self.marked(*uncleaned[1:]))
+        *_, (raw_query, raw_key, raw_value, _) = self.unpack(operands)
+        as_before = self.few or self.alone  # made as in the forward pass, and so once for both where nothing loops
+        found = _product(self, raw_query, self.marked(raw_key, raw_value) if as_before else raw_key)
         if self.lone:
-            found += self.mark(uncleaned[2])
+            found += self.mark(raw_value)
         products = self.without_hidden(block, masked, mask, finite_or_zero(found))
         logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
         if masked:
             logits = self.seen(block, mask, logits)
-        if self.few or self.alone:
+        if as_before:
             raw = self.scored(block, found, score)
-            checked = self.checked(block, masked, mask, raw, self.finite(found, uncleaned[2]))
+            checked = self.checked(block, masked, mask, raw, self.finite(found, raw_value))
             weights = _own_weights(self, checked, self.seen(block, mask, raw) if masked else raw, logits, lse)
         else:
             # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
