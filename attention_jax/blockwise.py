@@ -6,6 +6,7 @@ How arbitrary arguments become the canonical operands of `softmax.Softmax`.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -227,7 +228,7 @@ def sizes_for(mask: Mask | None, score: Score | None, platform: str) -> Sizes:
     """What suits the platform. Functions are traced for one shape: they have no tiles, but smaller blocks."""
     sizes = CPU if platform == "cpu" else ACCELERATOR
     if holds_function(mask) or holds_function(score):
-        return sizes._replace(block=sizes.block // 2, tile=sizes.block)
+        return sizes._replace(block=sizes.block // 2, tile=sys.maxsize)
     return sizes
 
 

@@ -200,6 +200,7 @@ MUTANTS = [
     Mutant("blocks/attention_rule.py", "alone=self.cpu and", "alone=False and", "test_blockwise.py::test_what_both_passes_ask_for_is_made_once_if_each_is_a_step"),
     Mutant("blockwise.py", "sizes.alone // (B * K * sum(whole))", "sizes.alone // (B * K * max(whole))", "test_blockwise.py::test_a_step_is_larger_beside_derivatives_if_it_is_all"),
     Mutant("blockwise.py", "if whole == part else 0", "if True else 0", "test_blockwise.py::test_a_step_is_larger_beside_derivatives_if_it_is_all"),
+    Mutant("blockwise.py", "tile=sys.maxsize", "tile=sizes.block", "test_blockwise.py::test_a_function_of_many_queries_and_few_keys_has_no_tiles"),
     Mutant("blockwise.py", "T if columns >= S else rows", "rows", "test_blockwise.py::test_blocks_are_longer_where_queries_or_keys_are_few"),
     Mutant("blocks/grid.py", "count <= derived_most", "count < derived_most", "test_blockwise.py::test_so_are_those_of_a_vmap"),
     Mutant("blocks/attention_rule.py", "self.derived and grid.alone", "self.derived", "test_dot_product.py::test_every_mask -k blockwise"),

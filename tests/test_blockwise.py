@@ -887,6 +887,14 @@ def test_functions_have_no_tiles():
             assert (grid.size("t"), grid.size("s")) == (sizes, sizes) and grid.tile >= sizes
 
 
+def test_a_function_of_many_queries_and_few_keys_has_no_tiles():
+    query, key = jnp.sin(jnp.arange(4400.0)).reshape(1100, 1, 4), jnp.cos(jnp.arange(64.0)).reshape(16, 1, 4)
+    mask = aj.causal(offset=-1084) & aj.mask_from_function(lambda t, s: (t - s) % 3 != 1)
+    assert grid_for(mask, None, query.shape, key.shape, "cpu").sizes[-2:] == (1100, 16)
+    ours = aj.attention(query, key, key, mask=mask, implementation="blockwise")
+    suite.close(ours, aj.multi_head_attention(query, key, key, mask=mask))
+
+
 @pytest.mark.parametrize("mask, skipped, unmasked", [
     (None, 0, 16),
     (aj.causal(), 6, 6),
