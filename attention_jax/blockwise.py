@@ -199,7 +199,6 @@ def canonical(
         rate=rate,
         queries=T,
         keys=S,
-        all_see=score is None and (mask is None or _all_see_the_first(mask, T)),
         padded=grid.length("s") != S,
         by_rows=few or (cpu and grid.steps("t") == 1 and 2 * T <= S),  # to put them by columns pays in many steps
         few=few,
@@ -283,11 +282,6 @@ def _few(S: int, H: int, tile: int) -> bool:
     """Whether so many keys are few: scores are not the largest arrays, or rows of them so short that XLA's loops over
     them are slow. Measured with 1 to 512 keys and heads of 8 to 512 channels."""
     return max(min(2 * H, 128, tile), min(64, tile), H) >= S
-
-
-def _all_see_the_first(mask: Mask, T: int) -> bool:
-    """Whether it is known while tracing that all queries see the first key."""
-    return not jax.tree.leaves(mask) and bool(mask.some_every((0, T - 1), (0, 0))[1])
 
 
 def _without_ones(axes: str, grid: Grid) -> str:

@@ -204,8 +204,10 @@ def _one_device(query, key, value, leaves, *, tree, letters, cuts, axis, parts, 
 
     def attend_backward(kept, d_output):
         stay, go, output, lse = kept
+        finite = jnp.isfinite(lse)  # not where a row sees nothing, or what is not: it takes nothing back, not even NaN
+        d_output = jnp.where(jnp.swapaxes(finite, -1, -2)[..., None], d_output, 0)
         d_total = -jnp.swapaxes(jnp.sum(d_output * finite_or_zero(output), axis=-1), -1, -2)
-        lse = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
+        lse = jnp.where(finite, lse, jnp.inf)  # so that its weights are 0
 
         def step(carry, turn):
             d_stay, go, d_go = carry

@@ -78,6 +78,23 @@ def test_a_row_that_sees_nothing_takes_no_nan_back(everything, arrays, hide):
     assert all(jnp.isnan(x).any() for x in (d_key, d_value))
 
 
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+@pytest.mark.parametrize("keys", [9, 200])
+def test_a_row_that_is_nan_takes_no_nan_back(implementation, keys):
+    """As from what a loss leaves out after a nonlinearity, whose slope there is NaN."""
+    query, key, value, _ = suite.inputs((7, keys, 4, 2, 8, 10, ()))
+    query = query.at[3].set(jnp.nan)
+
+    @jax.jit
+    def gradients(cotangent):
+        (output, lse), back = jax.vjp(partial(aj.attention_and_lse, implementation=implementation), query, key, value)
+        return back((jnp.ones_like(output).at[3].set(cotangent), jnp.ones_like(lse).at[:, 3].set(cotangent)))
+
+    clean = gradients(0.0)
+    assert_same_bits(gradients(jnp.nan), clean)
+    assert all(jnp.isfinite(x).all() for x in clean)
+
+
 def test_left_padding_and_causal(everything):
     arrays = suite.inputs((6, 6, 2, 2, 4, 4, (2,)))
     real = np.arange(6) >= np.array([[2], [0]])  # the first example has two padded positions

@@ -177,6 +177,19 @@ def test_what_is_masked_changes_no_bit_and_what_is_seen_is_nan():
 
 
 @pytest.mark.slow
+def test_a_row_that_is_nan_takes_no_nan_back():
+    query = QUERY.at[:, 3].set(jnp.nan)
+
+    def gradients(cotangent):
+        ring = partial(ring_attention, mesh=mesh(2), mask=aj.causal())
+        return jax.vjp(ring, query, KEY, VALUE)[1](jnp.ones_like(COTANGENT).at[:, 3].set(cotangent))
+
+    for spoilt, clean in zip(gradients(jnp.nan), gradients(0), strict=True):
+        np.testing.assert_array_equal(spoilt, clean)
+        assert jnp.isfinite(clean).all()
+
+
+@pytest.mark.slow
 def test_memory_of_a_device_falls_with_their_number():
     # as users compile; tests/conftest.py has turned it off
     options = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ["XLA_FLAGS"] else {}

@@ -33,7 +33,6 @@ class AttentionRule:
     rate: float
     queries: int
     keys: int
-    all_see: bool  # whether it is known that each query sees a key
     padded: bool  # whether there are more columns than keys
     by_rows: bool  # whether a step takes keys and values by rows, heads first; else by columns
     few: bool  # whether keys are few, all in a block, and the log-sum-exp given is theirs
@@ -231,10 +230,6 @@ class AttentionRule:
         """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4)."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         d_output, d_total = cotangents.get(0), cotangents.get(1)
-        if d_output is not None and not (self.few and self.all_see):
-            # a row without weights takes nothing back, not even NaN; with few keys this makes the pass a tenth slower,
-            # and is left out where each query is known to see one
-            d_output = jnp.where(jnp.isfinite(lse)[:, None], d_output, 0)
 
         *_, (raw_query, raw_key, raw_value, _) = self.unpack(operands)
         as_before = self.few or self.alone  # made as in the forward pass, and so once for both where nothing loops

@@ -93,14 +93,17 @@ class Softmax(Fold):
         total = BlockSum(rule, grid, (*axes, self.out_axes[1]), self.out_axes, self.outputs)
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
+        # a row that sees nothing, or what is not finite, takes nothing back, not even NaN
+        b, k, g, t = (grid.length(letter) for letter in "bkgt")
+        finite = jnp.isfinite(lse)
+        d_lse = jnp.where(finite, d_lse, 0)
+        finite = jnp.moveaxis(finite.reshape(-1, b, k, g, t), -1, 2)[..., None]
+        d_output = jnp.where(finite, d_output.reshape(-1, b, t, k, g, channels), 0).reshape(output.shape)
         if rule.normalised(channels):
             return (output, lse), (d_output, d_lse)
-        b, k, g, t = (grid.length(letter) for letter in "bkgt")
-        known = output.reshape(-1, b, t, k, g, channels)
-        # where the output is NaN it takes nothing back
-        moved = jnp.where(jnp.isfinite(lse), d_lse, 0).reshape(-1, b, k, g, t)
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
-        lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", moved, known, precision="highest")
+        known = output.reshape(-1, b, t, k, g, channels)
+        lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", d_lse.reshape(-1, b, k, g, t), known, precision="highest")
         return (output, lse), (d_output - lost.reshape(output.shape), d_lse)
 
 
