@@ -56,7 +56,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(place, method, lim
     with monkeypatch.context() as patched:
         patched.setattr(place, method, full)
         with pytest.raises(
-            StoppedError, match=r"runs/full: cannot be written \(.*; what was saved is kept: make room, and go on"
+            StoppedError, match=r"runs/full: cannot be written \([A-Z][a-z ]+\); what was saved is kept: make room, and"
         ):
             main(["text", *TINY, "--steps", "30", "--name", "full"])
     with Checkpoints(Path("runs/full/checkpoints")) as checkpoints:

@@ -1,8 +1,10 @@
 """The state of a run on disk, through Orbax, with a hash of its content: what is not whole is never loaded."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +80,8 @@ class Checkpoints:
           notes: JSON that belongs to it.
         """
         arrays = flat(state)
+        if shutil.disk_usage(self.directory).free < sum(array.nbytes for array in arrays.values()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # which Orbax would say in a hundred lines
         if step in self.manager.all_steps():  # not whole, or the run would have gone on from it
             self._manifest(step).unlink(missing_ok=True)
             self.manager.delete(step)
@@ -85,9 +89,10 @@ class Checkpoints:
             self.manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
             self.manager.wait_until_finished()
         except ValueError as error:
-            if "os_error_code" not in str(error):  # with which TensorStore says what the system said
+            said = re.search(r"os_error_code='(\d+)'", str(error))  # by the system, to TensorStore
+            if not said:
                 raise
-            raise OSError(str(error).splitlines()[0]) from error
+            raise OSError(int(said[1]), os.strerror(int(said[1]))) from error
         hashes = {
             "files": digest_files(self.directory / str(step)),
             "arrays": digest(arrays),
