@@ -17,6 +17,7 @@ from configs import PRESETS, add, copy, questions, text
 from configs.schema import Data
 from train import tokenizer as tokenizers
 from train.data import download, open_dataset, pairs, tasks
+from train.data.text import read_text
 from train.errors import InputError
 from train.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, build_tokenizer
 
@@ -85,6 +86,11 @@ def test_any_text_by_any_tokenizer(kind):
     tokens = np.concatenate([dataset.batch(1).tokens.ravel(), dataset.validation[0].tokens.ravel()])
     assert dataset.tokenizer.decode(dataset.batch(1).tokens[0])[2:-2] in PROSE + "é€😀" + PROSE
     assert tokens.max() < len(dataset.tokenizer)
+
+
+def test_the_mark_that_a_file_is_utf_8_is_no_text():
+    Path("mine.txt").write_text("mine", encoding="utf-8-sig")
+    assert read_text(Path("mine.txt")) == "mine"
 
 
 ANSWERS = {

@@ -228,6 +228,7 @@ def test_what_a_run_learned_from_has_changed():
     (b"caf\xe9 au lait", "missing.txt: not UTF-8 text, byte 0xe9 at offset 3; convert it, e.g. iconv -f latin1"),
     ("a café".encode()[:-1], "missing.txt: not UTF-8 text, byte 0xc3 at offset 5; the file is cut off within a character"),
     ("a café".encode("utf-16"), "missing.txt: not UTF-8 text, byte 0xff at offset 0; convert it: iconv -f utf-16 -t utf-8"),
+    ("a cafe".encode("utf-16-le"), "missing.txt: not UTF-8 text; it holds bytes of 0, which no text has"),
     (b"a\0\xff", "missing.txt: not UTF-8 text, byte 0xff at offset 2; it holds bytes of 0, which no text has"),
     (b"too short", "missing.txt: the training text has 8 tokens, fewer than --model.context-length 128 + 1"),
 ])  # fmt: skip

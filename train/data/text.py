@@ -78,7 +78,9 @@ def read_text(path: Path | None) -> str:
         ) from error
     if not text:
         raise InputError(f"--data.path {path}: the file is empty")
-    return text
+    if "\0" in text:  # as in UTF-16 without a mark
+        raise InputError(f"--data.path {path}: not UTF-8 text; it holds bytes of 0, which no text has")
+    return text.removeprefix("\ufeff")  # the mark that it is UTF-8
 
 
 def split(tokens: np.ndarray, validation_fraction: float, context_length: int) -> tuple[np.ndarray, np.ndarray]:
