@@ -2,19 +2,23 @@
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from rich.console import Console
 
 from configs import schema, text
 from train import run_directory
@@ -23,6 +27,7 @@ from train.__main__ import main
 from train.data.text import batch, read_text, split, whole
 from train.errors import InputError, exit_status
 from train.evaluate import Evaluate, describe, report
+from train.metrics import Metrics, Speed
 from train.model import build_model
 from train.sample import Sample, write
 from train.step import Batch, eval_step
@@ -316,9 +321,34 @@ def test_validation_covers_the_text_once():
     assert whole(np.arange(8), batch_size=3, length=6).shape == (1, 1, 6)
 
 
+def test_saving_and_evaluating_take_no_time_of_a_step(monkeypatch):
+    clock = iter([0.0, 1.0, 101.0, 102.0, 202.0, 203.0])
+    monkeypatch.setattr("train.metrics.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with Metrics(Path("metrics.jsonl"), schema.Config(quiet=True), Speed(1, 1, None)) as metrics:
+        for step, between in enumerate((metrics.sync, partial(metrics.validation, 4, {"validation_loss": 1.0}), list)):
+            metrics.step(2 * step + 1, 1.0, 0.1)
+            metrics.step(2 * step + 2, 1.0, 0.1)
+            between()
+    assert (metrics.timed, metrics.seconds) == (3, 3.0)
+
+
+@pytest.mark.parametrize("width, shown", [(40, "123/5000 loss 0.041"), (100, "123/5000 loss 0.041  1 tokens/s")])
+def test_a_narrow_terminal_shows_the_step_and_the_loss(width, shown, monkeypatch):
+    clock = iter([0.0, 1.0])
+    monkeypatch.setattr("train.metrics.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setenv("COLUMNS", str(width))
+    with Metrics(Path("metrics.jsonl"), schema.Config(steps=5000), Speed(1, 1, None)) as metrics:
+        metrics.step(122, 0.041, 0.1)
+        metrics.step(123, 0.041, 0.1)
+    terminal = Console(file=io.StringIO(), width=width)
+    terminal.print(metrics.progress.make_tasks_table(metrics.progress.tasks))
+    assert shown in terminal.file.getvalue().replace(" 123", "123")
+    assert terminal.file.getvalue().count("\n") == 1
+
+
 def test_what_has_no_number_can_be_described():
     assert "perplexity inf" in describe({"validation_loss": 1e4})
-    assert "validation loss nan" in describe({"validation_loss": None})
+    assert "validation loss nan nats per token, perplexity nan" in describe({"validation_loss": None})
 
 
 def test_configurations_survive_a_file():

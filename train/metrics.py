@@ -16,6 +16,8 @@ from train.errors import InputError, say_no_more
 from train.evaluate import describe
 
 PLAIN_LINES = 20
+WIDE = 60
+"""Columns of a terminal that has room for a bar and the speed, too."""
 
 
 class Speed(NamedTuple):
@@ -67,7 +69,9 @@ class Metrics:
         self.steps, self.speed = config.steps, speed
         self.previous: float | None = None
         self.seconds, self.timed = 0.0, 0
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        columns = (MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        if self.console.width >= WIDE:
+            columns = (BarColumn(), *columns)
         live = self.console.is_terminal and not config.quiet
         self.progress = Progress(*columns, console=self.console, disable=not live, transient=True)
         self.bar = self.progress.add_task("compiling", total=config.steps, completed=done)
@@ -99,7 +103,8 @@ class Metrics:
         self.previous = now
         self.record(step=step, train_loss=loss, learning_rate=learning_rate)
         speed = self.speed.describe(self.timed / self.seconds) if self.timed else ""
-        self.progress.update(self.bar, completed=step, description=f"loss {loss:.3f}  {speed}")
+        shown = f"loss {loss:.3f}" + (f"  {speed}" if self.console.width >= WIDE else "")
+        self.progress.update(self.bar, completed=step, description=shown)
         if self.progress.disable and step % max(self.steps // PLAIN_LINES, 1) == 0:
             self.say(f"step {step}/{self.steps}  loss {loss:.3f}  {speed}".rstrip())
 
@@ -110,5 +115,6 @@ class Metrics:
         self.say(f"step {step}/{self.steps}  {describe(found)}")
 
     def sync(self) -> None:
-        """Have all records on disk."""
+        """Have all records on disk, before a checkpoint, whose time does not count as that of a step."""
+        self.previous = None
         os.fsync(self.file.fileno())
