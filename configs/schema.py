@@ -175,8 +175,9 @@ class Config:
     tokenizer: Literal["char", "byte", "bpe"] = "char"
     """One token a character, a UTF-8 byte, or a frequent stretch of bytes (arXiv:1508.07909)."""
     start: Path | None = None
-    """What this run takes its weights and tokenizer from: the directory of a run or of a GPT-2 (config.json,
-    model.safetensors, vocab.json, merges.txt), or gpt2, gpt2-medium, gpt2-large or gpt2-xl, which are downloaded."""
+    """What this run takes its weights and tokenizer from: the directory of a run, or that of a GPT-2 with
+    config.json, model.safetensors, vocab.json and merges.txt, or gpt2, gpt2-medium, gpt2-large or gpt2-xl, which
+    are downloaded."""
     eval_every: int = 250
     """Steps from one validation, sample and picture to the next."""
     checkpoint_every: int = 250

@@ -107,6 +107,8 @@ def test_the_command(capsys):
     shown = capsys.readouterr().out
     assert "state of 124.5 M parameters              0.348 GiB" in shown
     assert "sent in a step, parameters gathered" in shown and "activations summed" not in shown
+    assert plan.main(["--help"]) == 0
+    assert "python -m train.plan VOCAB [PRESET]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -123,6 +123,9 @@ def main(arguments: list[str]) -> int:
     Raises:
       InputError: no size of a vocabulary, a preset that is not there, and as `plan`.
     """
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"{__doc__}\nThe fields are those of training: python -m train --help")
+        return 0
     if not arguments or not arguments[0].isdecimal() or not int(arguments[0]):
         raise InputError("how many tokens are there? python -m train.plan VOCAB [PRESET] [--field value ...]")
     vocab, rest = int(arguments[0]), arguments[1:]
