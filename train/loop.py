@@ -24,7 +24,7 @@ from train.data import Dataset, open_dataset
 from train.errors import InputError, StoppedError
 from train.evaluate import describe, evaluate
 from train.interrupts import Interrupts
-from train.memory import check_memory, in_words, keep_freed_memory, out_of_memory, step_memory
+from train.memory import SMALLER_STEP, check_memory, in_words, keep_freed_memory, step_memory
 from train.metrics import Metrics, Speed
 from train.model import build_model, flops_per_token, peak_flops
 from train.optimizer import build_optimizer, learning_rate
@@ -51,7 +51,8 @@ def run(config: Config) -> int:
     config = dataclasses.replace(config, quiet=config.quiet or jax.process_index() > 0)  # the first one speaks for all
     mesh = sharding.build_mesh(config)
     batch = 4 * config.data.batch_size * (config.model.context_length + 1)
-    check_memory("a batch of tokens needs", batch, jax.devices()[0])
+    remedy = "lower --data.batch-size or --model.context-length"
+    check_memory("a batch of tokens needs", batch, jax.devices()[0], remedy)
     dataset = _data(config)
     rows = len(dataset.validation[0].tokens)
     if mesh is not None and rows % mesh.shape["data"]:
@@ -72,7 +73,7 @@ def run(config: Config) -> int:
                 raise
             what = f"out of memory ({str(error).partition(chr(10))[0]})"
             if not run_directory.has_begun(directory):
-                raise out_of_memory(what) from error
+                raise InputError(f"{what}: {SMALLER_STEP}") from error
             raise StoppedError(
                 f"{directory}: {what}; what was saved is kept: make room, and go on with --resume"
             ) from error
@@ -116,7 +117,8 @@ class Trainer:
         optimizer = build_optimizer(config.optimizer, config.steps)
         self.rates = jax.device_get(jax.vmap(learning_rate(config.optimizer, config.steps))(jnp.arange(config.steps)))
         vocab_size = len(dataset.tokenizer)
-        check_memory("model and optimizer need", whole_state(config, vocab_size), jax.devices()[0])
+        remedy = "lower the model's sizes, or spread it by --mesh.data N --mesh.fsdp"
+        check_memory("model and optimizer need", whole_state(config, vocab_size), jax.devices()[0], remedy)
         model = build_model(config.model, vocab_size, model_rng, sharding.sharded_attention(mesh))
         average = config.optimizer.ema_decay > 0
         self.graphdef, self.state = create_state(model, optimizer, state_rng, average=average)

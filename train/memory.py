@@ -11,6 +11,10 @@ import jax
 from train.errors import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+SMALLER_STEP = (
+    "raise --data.accumulate or lower --data.batch-size, give --model.remat, lower --model.context-length or the "
+    "model's sizes, or spread it by --mesh.data N --mesh.fsdp"
+)
 
 
 def keep_freed_memory() -> None:
@@ -41,23 +45,16 @@ def in_words(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB" if size >= 2**20 else f"{math.ceil(size / 2**10)} KiB"
 
 
-def check_memory(what: str, needed: int, device: jax.Device) -> None:
+def check_memory(what: str, needed: int, device: jax.Device, remedy: str = SMALLER_STEP) -> None:
     """Refuse what the device has too little memory for.
 
     Raises:
-      InputError: it names what makes a step smaller.
+      InputError: it names the remedy.
     """
     if device.platform == "cpu":
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:
         there = (device.memory_stats() or {}).get("bytes_limit", needed)
     if needed > there:
-        raise out_of_memory(f"{what} {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}")
-
-
-def out_of_memory(what: str) -> InputError:
-    """The error that says what makes a step smaller."""
-    return InputError(
-        f"{what}: raise --data.accumulate or lower --data.batch-size, give --model.remat, lower "
-        "--model.context-length or the model's sizes, or spread it by --mesh.data N --mesh.fsdp"
-    )
+        there_are = f"and there are {there / 2**30:,.1f}"
+        raise InputError(f"{what} {needed / 2**30:,.1f} GiB of memory, {there_are}: {remedy}")
