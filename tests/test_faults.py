@@ -123,5 +123,7 @@ def test_nothing_is_transferred_in_silence(monkeypatch):
 
 @pytest.mark.slow
 def test_a_profile_is_written():
-    main(["text", *TINY, "--steps", "12", "--profile"])
+    main(["text", *TINY, "--steps", "10", "--profile"])
     assert list(Path("runs/text/profile").rglob("*.xplane.pb"))
+    with pytest.raises(InputError, match="--profile wants 10 steps, and 9 are left: leave it out"):
+        main(["text", *TINY, "--steps", "9", "--profile"])

@@ -127,6 +127,7 @@ def test_a_text_of_one_line(capsys):
     with pytest.raises(InputError, match="the preset copy 'copy': --resume goes on with the same run only"):
         main(["copy", "--resume", "--name", "own"])
     assert main(["text", "--resume", "--name", "own", "--quiet"]) == 0
+    assert capsys.readouterr().err == "runs/own goes on with its own model, not that of the preset text\n"
 
     assert report(Evaluate(directory)).startswith("validation loss")
     Path("own.txt").write_text("--option one two three. " * 201)
@@ -498,6 +499,8 @@ def test_a_gpt2_learns_more(capsys):
 
     with pytest.raises(InputError, match=r"--start small: it has another model; model.num_layers is 3, there 2"):
         main([*arguments, "--model.num-layers", "3"])
+    with pytest.raises(InputError, match=r"--start small: it has another model; data.vocab_size is 500, there 1024"):
+        main([*arguments, "--data.vocab-size", "500"])
     Path("small/model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match=r"--start small: small/model.safetensors is no safetensors file"):
         main(arguments)

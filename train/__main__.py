@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> int:
                 f"runs/{config.name} learns {learned!r}, and the preset {name} {wanted!r}: --resume goes on "
                 "with the same run only, and needs no preset"
             )
+        if preset == [name] and PRESETS[name].model != saved.model:
+            print(f"runs/{config.name} goes on with its own model, not that of the preset {name}", file=sys.stderr)
         config = tyro.cli(Config, default=saved, args=arguments, prog=prog, description=description)
     from train.loop import run  # after the command line: a wrong field is answered before JAX is loaded
 

@@ -218,13 +218,15 @@ class Trainer:
     def train(self, done: int, metrics: Metrics, checkpoints: Checkpoints) -> int:
         """The loop. The host waits for the device only where it evaluates or saves, and for the step before."""
         config, unfetched, profiling = self.config, None, False
+        if config.profile and config.steps - done < 2 * PROFILED:
+            raise InputError(f"--profile wants {2 * PROFILED} steps, and {config.steps - done} are left: leave it out")
         batch = self.batch(done + 1)
         compiled, needed = self.compile(batch)
         metrics.say(f"a step needs {in_words(needed)} of memory" + ("" if self.mesh is None else " a device"))
         if config.start and done == 0:
             self.evaluate(0, metrics)
         for step in range(done + 1, config.steps + 1):
-            if config.profile and step == done + PROFILED and step + PROFILED <= config.steps:
+            if config.profile and step == done + PROFILED:
                 jax.profiler.start_trace(self.directory / "profile")
                 profiling = True
             with jax.transfer_guard("disallow"):
@@ -250,7 +252,7 @@ class Trainer:
             if save or stopped:
                 self.save(step, metrics, checkpoints)
             if stopped and not last:
-                metrics.say(f"stopped after step {step}, which is saved; --resume goes on")
+                metrics.say(f"stopped after step {step}, which is saved; python -m train --resume --name {config.name}")
                 return 128 + stopped
         return 0
 

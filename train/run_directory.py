@@ -173,7 +173,9 @@ def check_start(config: schema.Config, start: Path) -> Tokenizer:
     if start.resolve() == (RUNS / config.name).resolve():
         raise InputError(f"--start {start}: a run cannot start from itself; give it another --name")
     theirs, tokenizer, _ = load_start(start)
-    pairs = [("tokenizer", config.tokenizer, theirs.tokenizer)]
+    pairs: list[tuple[str, Any, Any]] = [("tokenizer", config.tokenizer, theirs.tokenizer)]
+    if config.tokenizer == "bpe" and config.data.vocab_size != len(tokenizer):
+        pairs.append(("data.vocab_size", config.data.vocab_size, theirs.data.vocab_size))
     pairs += [(f"model.{name}", getattr(config.model, name), getattr(theirs.model, name)) for name in SIZES]
     if differ := [f"{name} is {wanted!r}, there {there!r}" for name, wanted, there in pairs if wanted != there]:
         raise InputError(f"--start {start}: it has another model; {', '.join(differ)}")
