@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -252,7 +253,7 @@ def test_what_cannot_go_on_is_refused():
     main(["--resume", "--name", "one"])
     config.write_text(begun)
     Path("one.txt").write_text("bacdefgh " * 500)
-    with pytest.raises(InputError, match="with other data than the run began with"):
+    with pytest.raises(InputError, match=r"the data \(one.txt\) or runs/one/tokenizer.json are not what the run began"):
         main(["text", "--resume", "--name", "one"])
     Path("one.txt").write_text("abcdefghi " * 500)
     with pytest.raises(InputError, match="the text holds 'i', which the model does not know; it knows ' abcdefgh'"):
@@ -295,8 +296,12 @@ def test_manifests_and_records_that_are_lost_are_missed(capsys):
     main(["text", *TINY, "--steps", "12", "--name", "lost"])
     whole = Path("runs/lost/metrics.jsonl").read_text()
     Path("runs/lost/metrics.jsonl").write_text("".join(whole.splitlines(keepends=True)[3:]))
+    samples = Path("runs/lost/samples.txt")
+    os.truncate(samples, samples.stat().st_size - 5)
     main(["--resume", "--name", "lost"])
-    assert "3 of 12 steps are missing, from step 1 on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "3 of 12 steps are missing, from step 1 on" in said
+    assert re.search(r"^runs/lost/samples.txt: 5 of \d+ bytes are missing$", said, re.MULTILINE)
     Path("runs/lost/metrics.jsonl").write_text(whole)
     for manifest in Path("runs/lost/checkpoints").glob("*.json"):
         manifest.unlink()

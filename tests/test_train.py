@@ -291,6 +291,9 @@ def test_sampling_refusals():
     run_directory.create(schema.Config(name="stopped"), tokenizer)
     with pytest.raises(InputError, match="no checkpoint here"):
         run_directory.load(Path("runs/stopped"))
+    Path("runs/stopped/tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"^runs/stopped/tokenizer.json: cannot be read \(No such file or directory\)"):
+        run_directory.load(Path("runs/stopped"))
     Path("runs/stopped/config.toml").write_text("stepps = 3")
     with pytest.raises(
         InputError, match=r"^runs/stopped/config.toml: no field is called 'stepps'; there are: name, steps"

@@ -67,7 +67,7 @@ def describe(found: dict[str, float]) -> str:
     text = f"validation loss {loss:.3f} nats per token"
     if "accuracy" in found:
         return f"{text}, {100 * found['accuracy']:.1f} % of the answers right"
-    return f"{text}, perplexity {math.exp(loss) if loss < 700 else math.inf:.2f}"
+    return f"{text}, perplexity {math.inf if loss > 700 else math.exp(loss):.2f}"
 
 
 if __name__ == "__main__":

@@ -145,7 +145,9 @@ class Trainer:
         with Checkpoints(self.directory / "checkpoints", partial(print, file=sys.stderr)) as checkpoints:
             saved, done, kept = self.restore(checkpoints)
             self.samples.touch()
-            os.truncate(self.samples, min(kept, self.samples.stat().st_size))
+            if (size := self.samples.stat().st_size) < kept:
+                print(f"{self.samples}: {kept - size} of {kept} bytes are missing", file=sys.stderr)
+            os.truncate(self.samples, min(kept, size))
             checkpoints.check_space(self.state)
             with Metrics(self.directory / "metrics.jsonl", self.config, self.speed(), done) as metrics:
                 self.say_what_it_is(metrics, done, moved)
@@ -178,7 +180,11 @@ class Trainer:
                     "back, or train on with another --name and --start"
                 )
             if notes["data"] != self.dataset.digest:
-                raise InputError(f"{self.directory}: --resume with other data than the run began with")
+                data = self.config.data.path or repr(self.config.data.source)
+                raise InputError(
+                    f"{self.directory}: the data ({data}) or {self.directory / 'tokenizer.json'} are not what the run "
+                    "began with: put those back, or train on with another --name and --start"
+                )
             self.state = unflat(self.state, arrays, self.directory)
         elif self.config.start:
             self.start_from(self.config.start)
@@ -291,8 +297,8 @@ class Trainer:
             broken = [name for name, finite in gradients if not finite]
             which = f"the gradient of {broken[0]}, among {len(broken)}" if broken else "the loss, though no gradient"
             raise StoppedError(
-                f"step {step}: {MOST_SKIPPED} steps in a row were skipped, since {which}, was not finite; the last "
-                "good checkpoint is kept: try a lower --optimizer.learning-rate"
+                f"step {step}: {MOST_SKIPPED} steps in a row were skipped, since {which}, was not finite; what was "
+                "saved before them is kept: try a lower --optimizer.learning-rate"
             )
         return int(outcome["skipped"])
 

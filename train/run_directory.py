@@ -160,7 +160,7 @@ def check_unsaved(config: schema.Config, directory: Path) -> None:
     if steps > (0 if config.start else config.checkpoint_every):  # until then, a kill may have come first
         raise InputError(
             f"{directory}: {steps} steps are recorded, and no checkpoint is here: put back what was in "
-            f"{directory / 'checkpoints'}, or begin anew with another --name"
+            f"{directory / 'checkpoints'}, if anything was, or begin anew without --resume"
         )
 
 
@@ -281,7 +281,7 @@ def _load(directory: Path) -> tuple[schema.Config, Tokenizer, TransformerLM, str
     with checkpoint.Checkpoints(directory / "checkpoints", partial(print, file=sys.stderr)) as checkpoints:
         found = checkpoints.newest()
     if found is None:
-        raise InputError(f"{directory}: no checkpoint here; the run stopped before its first save")
+        raise InputError(f"{directory}: no checkpoint here: it has saved none, or they are gone; go on with --resume")
     graphdef, params = nnx.split(build_model(config.model, len(tokenizer), jax.random.key(0)), nnx.Param)
     part = "average" if config.optimizer.ema_decay else "params"
     like = {part: nnx.to_pure_dict(params)}
@@ -293,6 +293,8 @@ def _read(directory: Path) -> tuple[schema.Config, Tokenizer]:
     try:
         return schema.load(directory / "config.toml"), tokenizers.load(directory / "tokenizer.json")
     except OSError as error:
+        if (directory / "config.toml").exists():
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
         known = ", ".join(sorted(str(path.parent) for path in RUNS.glob("*/config.toml"))) or "none yet"
         raise InputError(f"{directory}: no training run is here; runs: {known}") from error
     except (ValueError, KeyError, TypeError) as error:
