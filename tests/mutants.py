@@ -68,7 +68,7 @@ MUTANTS = [
     Mutant("blocks/softmax.py", "other[2] * shrink_other[..., None]", "other[2]", "test_dot_product.py::test_every_mask -k blockwise"),
     Mutant("blocks/softmax.py", "jnp.where(blind, -jnp.inf, peak + jnp.log(total))", "peak + jnp.log(total)", "test_blockwise.py::test_log_sum_exp_is_exact_and_differentiable"),
     Mutant("blocks/attention_rule.py", "jnp.minimum(block.columns, self.keys - 1)", "block.columns", "test_edges.py::test_what_fills_the_last_block_has_no_slope_of_its_own"),
-    Mutant("blocks/softmax.py", "d_output = jnp.where(finite, d_output", "d_output = jnp.where(True, d_output", "test_contract.py::test_a_row_that_sees_nothing_takes_no_nan_back"),
+    Mutant("blocks/softmax.py", "d_output = jnp.where(rows, d_output", "d_output = jnp.where(True, d_output", "test_contract.py::test_a_row_that_sees_nothing_takes_no_nan_back"),
     Mutant("blocks/softmax.py", "d_lse = jnp.where(finite, d_lse, 0)", "d_lse = d_lse", "test_contract.py::test_a_row_that_is_nan_takes_no_nan_back"),
     Mutant("ring.py", "finite, -1, -2)[..., None], d_output, 0)", "finite, -1, -2)[..., None], d_output, d_output)", "test_ring.py::test_a_row_that_is_nan_takes_no_nan_back"),
     Mutant("dot_product.py", "answered = jnp.any(visible, axis=-1, keepdims=True) & ~poisoned", "answered = ~poisoned", "test_contract.py::test_a_row_that_sees_nothing_takes_no_nan_back"),

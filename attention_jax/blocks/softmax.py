@@ -89,16 +89,15 @@ class Softmax(Fold):
         grid = self.grid.derived()
         rule = replace(rule, derived=True).fitted(grid)
         output, lse = replace(self, rule=rule, grid=grid, axes=axes)(*primals)
-        given = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # so that a row that sees nothing has weights of 0
+        finite = jnp.isfinite(lse)  # not where a row sees nothing, or what is not: it takes nothing back, not even NaN
+        given = jnp.where(finite, lse, jnp.inf)  # so that its weights are 0
         total = BlockSum(rule, grid, (*axes, self.out_axes[1]), self.out_axes, self.outputs)
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
-        # a row that sees nothing, or what is not finite, takes nothing back, not even NaN
         b, k, g, t = (grid.length(letter) for letter in "bkgt")
-        finite = jnp.isfinite(lse)
         d_lse = jnp.where(finite, d_lse, 0)
-        finite = jnp.moveaxis(finite.reshape(-1, b, k, g, t), -1, 2)[..., None]
-        d_output = jnp.where(finite, d_output.reshape(-1, b, t, k, g, channels), 0).reshape(output.shape)
+        rows = jnp.moveaxis(finite.reshape(-1, b, k, g, t), -1, 2)[..., None]
+        d_output = jnp.where(rows, d_output.reshape(-1, b, t, k, g, channels), 0).reshape(output.shape)
         if rule.normalised(channels):
             return (output, lse), (d_output, d_lse)
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
