@@ -69,8 +69,9 @@ class Metrics:
         self.steps, self.speed = config.steps, speed
         self.previous: float | None = None
         self.seconds, self.timed = 0.0, 0
+        self.wide = self.console.width >= WIDE
         columns = (MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-        if self.console.width >= WIDE:
+        if self.wide:
             columns = (BarColumn(), *columns)
         live = self.console.is_terminal and not config.quiet
         self.progress = Progress(*columns, console=self.console, disable=not live, transient=True)
@@ -103,7 +104,7 @@ class Metrics:
         self.previous = now
         self.record(step=step, train_loss=loss, learning_rate=learning_rate)
         speed = self.speed.describe(self.timed / self.seconds) if self.timed else ""
-        shown = f"loss {loss:.3f}" + (f"  {speed}" if self.console.width >= WIDE else "")
+        shown = f"loss {loss:.3f}" + (f"  {speed}" if self.wide else "")
         self.progress.update(self.bar, completed=step, description=shown)
         if self.progress.disable and step % max(self.steps // PLAIN_LINES, 1) == 0:
             self.say(f"step {step}/{self.steps}  loss {loss:.3f}  {speed}".rstrip())
