@@ -164,17 +164,21 @@ def test_two_processes_train_as_one_does():
     command = [sys.executable, "-m", "train", "text", *RUN.split(), "--mesh.data", "2", "--mesh.model", "2"]
     command += ["--mesh.coordinator", address, "--mesh.processes", "2", "--name", "two"]
 
-    processes = [
-        subprocess.Popen([*command, "--mesh.process", str(number)], env=environment, stderr=subprocess.PIPE, text=True)
-        for number in range(2)
-    ]
-    try:
-        for process in processes:
-            error = process.communicate(timeout=200)[1]
-            assert process.returncode == 0, error
-    finally:
-        for process in processes:
-            process.kill()
+    for arguments in (command, [*command, "--resume"]):
+        processes = [
+            subprocess.Popen(
+                [*arguments, "--mesh.process", str(number)], env=environment, stderr=subprocess.PIPE, text=True
+            )
+            for number in range(2)
+        ]
+        try:
+            for process in processes:
+                error = process.communicate(timeout=200)[1]
+                assert process.returncode == 0, error
+                assert "missing" not in error  # of what the first process has alone
+        finally:
+            for process in processes:
+                process.kill()
     main(["text", *RUN.split(), "--name", "one"])
     assert_same_records("two", "one")
     assert [path.name for path in Path("runs").iterdir() if path.name != "one"] == ["two"]

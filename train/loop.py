@@ -144,12 +144,13 @@ class Trainer:
         """Go on from the newest checkpoint, if the run is to be resumed, to the last step."""
         with Checkpoints(self.directory / "checkpoints", partial(print, file=sys.stderr)) as checkpoints:
             saved, done, kept = self.restore(checkpoints)
+            recorded, kept = (0, 0) if jax.process_index() else (done, kept)  # other processes have an empty folder
             self.samples.touch()
             if (size := self.samples.stat().st_size) < kept:
                 print(f"{self.samples}: {kept - size} of {kept} bytes are missing", file=sys.stderr)
             os.truncate(self.samples, min(kept, size))
             checkpoints.check_space(self.state)
-            with Metrics(self.directory / "metrics.jsonl", self.config, self.speed(), done) as metrics:
+            with Metrics(self.directory / "metrics.jsonl", self.config, self.speed(), recorded) as metrics:
                 self.say_what_it_is(metrics, done, moved)
                 if self.config.start and not saved:
                     self.save(0, metrics, checkpoints)  # the other run may be gone when this one goes on
