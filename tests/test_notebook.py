@@ -129,7 +129,7 @@ def test_from_top_to_bottom_and_again(colab, tmp_path):
     )  # fmt: skip
     assert f"jax {jax.__version__}," in text(versions)
     assert text(device) == "1 x cpu (cpu)\n"
-    assert "--resume goes on" in text(stopped)
+    assert f"which is saved; python -m train --resume --name {RUN.name}" in text(stopped)
     assert f"{RUN}, going on after step" in text(resumed) and "step 90/90  validation loss" in text(resumed)
     assert loss[0].data["image/png"]
     assert page[0].data["text/html"].startswith("<iframe srcdoc=")
