@@ -318,9 +318,11 @@ def canonical_array(array: jax.Array, letters: str, batch: Sequence[int], K: int
 
 
 def pad(array: jax.Array, letters: str, grid: Grid) -> jax.Array:
-    """To whole blocks of queries and keys, by repeating the last of them."""
-    widths = [
-        (0, grid.length(letter) - size if letter in "ts" and size != 1 else 0)
-        for letter, size in zip(letters, array.shape, strict=True)
-    ]
-    return jnp.pad(array, widths, "edge") if any(after for _, after in widths) else array
+    """To whole blocks of queries and keys, by repeating the last of them, which takes nothing back for it."""
+    for axis, letter in enumerate(letters):
+        size = array.shape[axis]
+        missing = grid.length(letter) - size if letter in "ts" and size != 1 else 0
+        if missing:
+            last = jax.lax.stop_gradient(jax.lax.slice_in_dim(array, size - 1, size, axis=axis))
+            array = jnp.concatenate([array, *[last] * missing], axis)
+    return array
