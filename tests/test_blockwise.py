@@ -784,7 +784,7 @@ def test_one_key_with_the_largest_of_values():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dropout", [{}, {"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)}], ids=["", "dropout"])
-@pytest.mark.parametrize("T, S, H", [(35, 1, 8), (48, 9, 8), (48, 40, 32), (3, 5, 40), (48, 70, 8)])
+@pytest.mark.parametrize("T, S, H", [(35, 1, 8), (48, 9, 8), (48, 40, 32), (3, 5, 40), (48, 70, 8), (3, 70, 8)])
 @pytest.mark.parametrize("old", [True, False], ids=["old XLA", "new XLA"])
 def test_an_only_block_of_which_a_key_is_poisoned(T, S, H, dropout, old):
     """That of head 1, which heads 2 and 3 of the queries see: these are NaN, whole, and take nothing back."""
@@ -807,6 +807,52 @@ def test_an_only_block_of_which_a_key_is_poisoned(T, S, H, dropout, old):
         for ours, clean, heads in zip(taken_back, gradients, (2, 1, 1), strict=True):
             assert (ours[:, :, heads:] == 0).all()
             assert np.asarray(ours[:, :, :heads]).tobytes() == np.asarray(clean[:, :, :heads]).tobytes()
+
+
+def output_or_all(attend, derived, cotangent, *inputs):
+    """A program of output and log-sum-exp, and of the gradients if derivatives are taken; as of many small products."""
+
+    def both(*inputs):
+        found, pull = jax.vjp(attend, *inputs)
+        return *found, *pull((cotangent, jnp.ones_like(found[1])))
+
+    old_xla = mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", True)
+    with old_xla, mock.patch("attention_jax.blocks.steps.many_small", return_value=True):
+        return jax.jit(both if derived else attend).lower(*inputs).compile()
+
+
+by_rows = pytest.mark.parametrize("keys", [9, 70], ids=["few keys", "few queries"])
+passes = pytest.mark.parametrize("derived", [False, True], ids=["forward", "both"])
+POISONS = [*itertools.product((0, 1, 2), (np.nan, np.inf, -np.inf))]
+
+
+@by_rows
+@passes
+def test_where_all_is_seen_what_is_poisoned_is_found_as_by_the_reference(keys, derived):
+    """In one block of keys, and in several; a query's row is its own."""
+    *inputs, cotangent = suite.inputs((3, keys, 4, 2, 8, 8, (2,)))
+    plain = output_or_all(partial(aj.attention_and_lse, implementation="reference"), derived, cotangent, *inputs)
+    for block_sizes in (None, (3, 4)):
+        ours = output_or_all(partial(blockwise_attention, block_sizes=block_sizes), derived, cotangent, *inputs)
+        for which, poison in POISONS:
+            spoilt = [x.at[:, 1, 1, 2].set(poison) if index == which else x for index, x in enumerate(inputs)]
+            found, true = ours(*spoilt), plain(*spoilt)
+            assert np.isnan(found[0]).any() and not np.isnan(found[0]).all()
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, true)
+
+
+@by_rows
+@passes
+def test_what_no_row_sees_changes_no_bit_by_rows(keys, derived):
+    *inputs, cotangent = suite.inputs((3, keys, 4, 2, 8, 8, (2,)))
+    for mask in (aj.causal(offset=keys - 6), aj.key_lengths(np.array([keys - 3, 2]))):
+        ours = output_or_all(partial(blockwise_attention, mask=mask), derived, cotangent, *inputs)
+        clean = ours(*inputs)
+        for which, poison in POISONS[3:]:
+            spoilt = [x.at[:, -2].set(poison) if index == which else x for index, x in enumerate(inputs)]
+            assert [x.tobytes() for x in map(np.asarray, ours(*spoilt))] == [
+                x.tobytes() for x in map(np.asarray, clean)
+            ]
 
 
 @pytest.mark.slow

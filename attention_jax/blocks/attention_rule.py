@@ -12,7 +12,16 @@ import jax.numpy as jnp
 
 from attention_jax.blocks import steps
 from attention_jax.blocks.heads import OfGroup, gathered
-from attention_jax.blocks.numerics import exponentials, finite_or_zero, hidden_rests, softmax_of_few, summed, turned
+from attention_jax.blocks.numerics import (
+    exponentials,
+    finite_or_nan,
+    finite_or_zero,
+    hidden_rests,
+    softmax_of_few,
+    summed,
+    turned,
+    zeros,
+)
 from attention_jax.devices import OLD_XLA
 from attention_jax.dropout import keep_positions
 
@@ -118,6 +127,14 @@ class AttentionRule:
         mask, score, seed, (*arrays, lse) = self.unpack(operands)
         return mask, score, seed, [*map(finite_or_zero, arrays), lse]
 
+    def poisons(self, masked):
+        """Whether what is not finite in a key or value is left there: where every row sees all of them, it comes out in
+        the sums of each. Elsewhere it was measured to cost more than to clean them: by columns, of more rows than keys,
+        and of few keys, but in a forward pass alone of many small products."""
+        all_seen = self.scoreless and not masked
+        clean = self.lone or self.queries > self.keys or (self.few and (self.derived or not self.many_small))
+        return self.by_rows and all_seen and not clean
+
     def columns_of(self, rows, S):
         mask = self.mask_of()
         return (0, S - 1) if mask is None else mask.columns_of(rows, S)
@@ -135,9 +152,11 @@ class AttentionRule:
             return jnp.where(seen.ravel(), logits.ravel(), hidden).reshape(logits.shape)
         return jnp.where(seen, logits, hidden)
 
-    def marked(self, key, value):
+    def marked(self, key, value, masked):
         """The key; by rows, one whose value is not finite is not either, so that no query need look for it. A lone one
         is left to `mark`."""
+        if self.poisons(masked):
+            return finite_or_nan(key)
         if self.lone or not self.by_rows:
             return key
         marks = jax.lax.stop_gradient(value - value)
@@ -191,18 +210,24 @@ class AttentionRule:
 
     def product(self, letters, one, other, known):
         """`einsum`, in which "hs" is a key or a value, by rows "sh". An old XLA leaves a batch of small products to
-        one core of a CPU, and divides it where a sum is fused with them; so one of zeros is, made of `known`: the key
-        or the value. They are NaN for what is not finite in it, which is for `Softmax.find` to find in any case."""
+        one core of a CPU, and divides it where a sum is fused with them; so one of zeros is, by rows of the smaller of
+        both, by columns of `known`: the key or the value. They are NaN for what is not finite in it, which is for
+        `Softmax.find` to find in any case."""
         letters = letters.replace("hs", "sh") if self.by_rows else letters
         if self.tiny:
             return summed(letters, one, other)
         if letters == "th,sh->ts" and self.turns(len(one), len(other)):
             return jnp.einsum("th,hs->ts", one, turned(other), precision=self.precision)
-        keys = "sh" if "sh" in letters else "hs"
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
             return product
-        return product + jnp.einsum(f"{keys}->{letters[-1]}", jax.lax.stop_gradient(known - known))[None, :]
+        first, second, (row, column) = letters.replace("->", ",").split(",")
+        if self.by_rows and one.size < other.size:
+            return product + zeros(f"{first}->{row}", one)[:, None]
+        if self.by_rows:
+            return product + zeros(f"{second}->{column}", other)[None, :]
+        keys = "sh" if "sh" in letters else "hs"
+        return product + zeros(f"{keys}->{column}", known)[None, :]
 
     def products(self, query, key, known, keys="hs"):
         """Of queries and keys, scaled, before it is asked whether they are finite."""
@@ -232,8 +257,11 @@ class AttentionRule:
         d_output, d_total = cotangents.get(0), cotangents.get(1)
 
         *_, (raw_query, raw_key, raw_value, _) = self.unpack(operands)
+        poisons = self.poisons(masked)
+        if poisons:
+            key, value = finite_or_nan(raw_key), finite_or_nan(raw_value)
         as_before = self.few or self.alone  # made as in the forward pass, and so once for both where nothing loops
-        found = _product(self, raw_query, self.marked(raw_key, raw_value) if as_before else raw_key)
+        found = _product(self, raw_query, self.marked(raw_key, raw_value, masked) if as_before or poisons else raw_key)
         if self.lone:
             found += self.mark(raw_value)
         products = self.without_hidden(block, masked, mask, finite_or_zero(found))
@@ -252,7 +280,9 @@ class AttentionRule:
         )
         hides = masked or not self.scoreless
 
-        def shown(x):  # a hidden weight is 0, but what it is multiplied with may have overflowed
+        def shown(x):  # a hidden weight is 0, but what it is multiplied with may have overflowed, or be NaN
+            if poisons:
+                return jnp.where((lse < jnp.inf)[:, None], x, 0)
             return jnp.where(logits == -jnp.inf, 0, x) if hides else x
 
         if self.normalised(value.shape[-1]):
@@ -270,7 +300,8 @@ class AttentionRule:
         first = len(operands) - 4
         gradients = dict(zip(range(self.mask_arrays, self.mask_arrays + self.score_arrays), d_score, strict=True))
         if first in moving:
-            gradients[first] = self.product("ts,hs->th", d_logits, key, key) * self.scales[0]
+            d_query = self.product("ts,hs->th", d_logits, key, key) * self.scales[0]
+            gradients[first] = shown(d_query) if poisons else d_query
         if first + 1 in moving:
             gradients[first + 1] = self.over_queries(query, d_logits * self.scales[1], apart(key), of_group)
         if first + 2 in moving:
@@ -291,9 +322,9 @@ def _product(rule, query, key):
 
 @_product.defjvp
 def _product_jvp(rule, primals, tangents):
-    (query, key), (d_query, d_key) = map(finite_or_zero, primals), tangents
-    product = partial(rule.product, "th,hs->ts", known=key)
-    return _product(rule, *primals), (product(d_query, key) + product(query, d_key)) * rule.scales[2]
+    query, key = map(finite_or_zero, primals)
+    products = partial(rule.products, known=key)
+    return _product(rule, *primals), jax.jvp(products, (query, key), tangents)[1]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

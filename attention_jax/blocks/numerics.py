@@ -16,6 +16,11 @@ def finite_or_zero(x: jax.Array) -> jax.Array:
     return jnp.where(finite, x, finite.astype(x.dtype) if SAFE_SELECT else 0)
 
 
+def finite_or_nan(x: jax.Array) -> jax.Array:
+    """With NaN for what is not finite. XLA copies what it also computes faster than what it only puts in order."""
+    return x + (x - x)
+
+
 @jax.custom_jvp
 def hidden_rests(logits: jax.Array) -> jax.Array:
     """The logits, of which one that is -inf has no tangent, whatever it was made of: its weight is 0, times inf NaN."""
@@ -63,6 +68,11 @@ def summed(letters: str, one: jax.Array, other: jax.Array) -> jax.Array:
     (letter,) = set(first) & set(second)
     one, other = (x if axes[1] == letter else x.T for axes, x in ((first, one), (second, other)))
     return jnp.sum(one[:, None, :] * other[None, :, :], axis=-1)
+
+
+def zeros(letters: str, x: jax.Array) -> jax.Array:
+    """Sums of 0, but NaN where there is something that is not finite; of it they take nothing back."""
+    return jnp.einsum(letters, jax.lax.stop_gradient(x - x))
 
 
 def turned(x: jax.Array) -> jax.Array:

@@ -16,7 +16,13 @@ import jax.numpy as jnp
 
 from attention_jax.blocks.block_sum import BlockSum
 from attention_jax.blocks.fold import Fold
-from attention_jax.blocks.numerics import exponentials, exponentials_of_few, finite_or_zero, softmax_of_few
+from attention_jax.blocks.numerics import (
+    exponentials,
+    exponentials_of_few,
+    finite_or_nan,
+    finite_or_zero,
+    softmax_of_few,
+)
 from attention_jax.blocks.sweep import reordered
 
 
@@ -51,7 +57,7 @@ class Softmax(Fold):
         keys = "sh" if nans else "hs"
         if nans:  # of all keys at once: XLA finds them slowly in the pieces of a block where those are by rows
             key += nans[0][:, None]
-        key = rule.marked(key, value)
+        key = rule.marked(key, value, masked)
         products = rule.products(query, key, key, keys)
         if rule.lone:
             products += rule.mark(value)
@@ -62,7 +68,7 @@ class Softmax(Fold):
             weights = 1 + (logits - logits)  # where they are finite the value is, too
             return checked[:, 0], jnp.ones_like(weights[:, 0]), rule.product("ts,hs->th", weights, value, value)
         logits = rule.seen(block, mask, logits) if masked else logits
-        value = finite_or_zero(value)
+        value = finite_or_nan(value) if rule.poisons(masked) else finite_or_zero(value)
         if rule.softmax_at_once:
             weights = softmax_of_few(checked)
             highest = jnp.max(weights, axis=-1)  # 1 over their sum: to ask for that one again would make it twice
@@ -75,6 +81,8 @@ class Softmax(Fold):
         else:
             peak, weights, total = exponentials(checked, logits)
         sums = rule.product(f"ts,{keys}->th", rule.dropped(block, weights, seed), value, value)
+        if rule.poisons(masked):
+            total += jnp.sum(sums - sums, axis=-1)
         return peak, total, sums
 
     def merge(self, one, other):
