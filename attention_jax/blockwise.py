@@ -236,7 +236,8 @@ def grid_for(
 ) -> Grid:
     """How the work is cut up under a mask and a score: smaller where the mask lets a query see a narrow band of keys,
     most of a larger block being outside; longer where queries or keys are few, but for a lone query, which makes no
-    matrix product, and for keys that only arrays tell to leave out."""
+    matrix product, and for keys that only arrays tell to leave out; with nothing to fill in the last block of keys, for
+    which all are copied, where there are fewer scores than numbers in these."""
     (T, N, H), (S, K, Hv), sizes = query_shape[-3:], value_shape[-3:], sizes_for(mask, score, platform)
     spans = [(0, S - 1)] if mask is None else [mask.columns_of((row, row), S) for row in (T // 2, T - 1)]
     width = max(int(min(last, S - 1) - max(first, 0)) + 1 for first, last in spans)  # in the middle, and at the end
@@ -244,6 +245,8 @@ def grid_for(
     rows = columns = sizes.block if width >= S else min(narrow, sizes.block)
     if T > 1 and width >= S and not jax.tree.leaves(mask):
         columns = max(columns, sizes.block**2 // max(T * N // K, H, Hv))
+    if max(H, Hv) >= T * N // K:
+        columns = _fit_whole(S, columns)
     return block_grid(query_shape, value_shape, (T if columns >= S else rows, columns), sizes)
 
 
@@ -297,6 +300,12 @@ def _unpadded(array: jax.Array, T: int, batch: Sequence[int], N: int) -> jax.Arr
 def _fit(length: int, most: int) -> int:
     """The block size that cuts `length` into the fewest blocks of at most `most`, and leaves the least over."""
     return -(-length // -(-length // most))
+
+
+def _fit_whole(length: int, most: int) -> int:
+    """The largest that leaves nothing over, and gives fewer than twice as many blocks as `_fit`; or all."""
+    fewest = -(-length // most)
+    return length // next((count for count in range(fewest, 2 * fewest) if length % count == 0), 1)
 
 
 def _scaled(query: jax.Array, scale: jax.Array) -> jax.Array:

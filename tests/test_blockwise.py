@@ -441,6 +441,15 @@ def test_blocks_are_longer_where_queries_or_keys_are_few(T, S, mask, blocks):
     assert (grid.size("t"), grid.size("s")) == blocks
 
 
+@pytest.mark.parametrize("T, S, size", [
+    (64, 6252, 521), (64, 5001, 5001), (64, 6250, 625), (65, 6252, 894), (64, 4096, 1024), (64, 3, 3),
+])  # fmt: skip
+def test_few_queries_have_no_keys_copied_to_fill_a_block(T, S, size):
+    """Two heads of them at a key's head of 128 channels; at most about twice as many blocks, or one."""
+    grid = grid_for(aj.key_lengths(np.array(99)), None, (T, 4, 64), (S, 2, 128), "cpu")
+    assert grid.size("s") == size and (grid.length("s") == S) == (T == 64)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("B", [4, 5])
 @pytest.mark.parametrize("mask, known", [(aj.causal(), True), (aj.key_lengths(np.array(99)), False)])
