@@ -49,7 +49,8 @@ class Sizes(NamedTuple):
     then made once. Few keys are taken so without derivatives, too. On a CPU, what a program has of arrays should stay
     below 32 MiB, from where on malloc gives memory back after each call."""
     few: int
-    """As `step`, of few keys, if they are not all there are: their steps should stay in the cache."""
+    """As `step`, of few keys, if they are not all there are, and of few queries, for which keys are the largest arrays:
+    their steps should stay in the cache. A lone query makes no matrix product."""
     together: int
     """Steps of the forward pass in one pass of its loop, so that a core of a CPU can begin the next while another ends
     the last. Only steps of at most `step` scores, or of all keys: others would need more memory than that."""
@@ -267,8 +268,8 @@ def block_grid(
 
     whole, part = arrays(T, S), arrays(t, s)
     alone = sizes.alone // (B * K * sum(whole)) if whole == part else 0
-    all_at_once = alone if few else 2 * sizes.step // (B * K * max(whole))
-    step = sizes.few if few else sizes.step
+    step = sizes.few if few or (s == S and 1 < T <= channels // G) else sizes.step
+    all_at_once = alone if few else 2 * step // (B * K * max(whole))
     groups = B * K if all_at_once else max(step // max(part), 1)
     k = divisor(K, groups)
     b = divisor(B, groups // k)

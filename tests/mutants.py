@@ -104,6 +104,8 @@ MUTANTS = [
     Mutant("blocks/attention_rule.py", "self.scoreless and not masked", "self.scoreless", "test_blockwise.py::test_what_no_row_sees_changes_no_bit_by_rows"),
     Mutant("blockwise.py", "max(H, Hv) >= T * N // K", "max(H, Hv) >= T", "test_blockwise.py::test_few_queries_have_no_keys_copied_to_fill_a_block"),
     Mutant("blockwise.py", "if length % count == 0), 1)", "if length % count == 0), fewest)", "test_blockwise.py::test_few_queries_have_no_keys_copied_to_fill_a_block"),
+    Mutant("blockwise.py", "(s == S and 1 < T <= channels // G)", "(1 < T <= channels // G)", "test_blockwise.py::test_steps_of_few_queries_take_fewer_heads"),
+    Mutant("blockwise.py", "1 < T <= channels // G", "T <= channels // G", "test_blockwise.py::test_steps_of_few_queries_take_fewer_heads"),
     Mutant("blocks/attention_rule.py", "mask, finite_or_zero(found))", "mask, found)", "test_contract.py::test_a_poisoned_row_that_is_left_out_of_the_loss_reaches_no_gradient"),
     Mutant("blocks/attention_rule.py", "query, key = map(finite_or_zero, primals)", "query, key = primals", "test_contract.py::test_what_no_row_sees_reaches_no_second_derivative"),
     Mutant("blocks/numerics.py", "jnp.where(logits == -jnp.inf, 0, tangent)", "tangent", "test_contract.py::test_what_a_bias_hides_reaches_no_tangent"),

@@ -441,6 +441,14 @@ def test_blocks_are_longer_where_queries_or_keys_are_few(T, S, mask, blocks):
     assert (grid.size("t"), grid.size("s")) == blocks
 
 
+@pytest.mark.parametrize("T, S, mask, heads", [
+    (64, 1024, None, 3), (65, 1024, None, 5), (1, 1024, None, 5), (64, 2048, aj.key_lengths(np.array(99)), 5),
+])  # fmt: skip
+def test_steps_of_few_queries_take_fewer_heads(T, S, mask, heads):
+    """But for a lone query, and for keys in blocks."""
+    assert grid_for(mask, None, (2, T, 15, 64), (2, S, 15, 64), "cpu").size("k") == heads
+
+
 @pytest.mark.parametrize("T, S, size", [
     (64, 6252, 521), (64, 5001, 5001), (64, 6250, 625), (65, 6252, 894), (64, 4096, 1024), (64, 3, 3),
 ])  # fmt: skip
