@@ -162,6 +162,11 @@ def close(ours, truth, tolerance=2e-6):
         assert error(one, other) <= tolerance
 
 
+def same_bits(ours, theirs):
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
 def output_and_gradients(attention, query, key, value, cotangent):
     """`attention(query, key, value)`, and the gradients of `sum(output * cotangent)`."""
     output, backward = jax.vjp(attention, query, key, value)

@@ -41,11 +41,6 @@ def _everything(attention, query, key, value, cotangent, mask=None, bias=None):
     return suite.output_and_gradients(partial(attention, mask=mask, bias=bias), query, key, value, cotangent)
 
 
-def assert_same_bits(ours, theirs):
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
-
-
 def assert_right(everything, arrays, visible=None, bias=None, mask=None):
     output, *gradients = everything(*arrays, mask=mask if mask is not None else visible, bias=bias)
     truths = [reference.attention(*arrays[:3], visible, bias), *reference.gradients(*arrays, visible, bias)]
@@ -72,7 +67,7 @@ def test_a_row_that_sees_nothing_takes_no_nan_back(everything, arrays, hide):
     """As from o / norm(o), or from what a loss leaves out after a nonlinearity."""
     *inputs, cotangent = arrays
     clean, spoilt = (everything(*inputs, cotangent.at[:, 3].set(x), **hide) for x in (0, jnp.nan))
-    assert_same_bits(spoilt, clean)
+    suite.same_bits(spoilt, clean)
     _, d_query, d_key, d_value = everything(*inputs, cotangent.at[:, 5].set(jnp.nan), **hide)
     assert jnp.isnan(d_query[:, 5]).all()
     assert all(jnp.isnan(x).any() for x in (d_key, d_value))
@@ -91,7 +86,7 @@ def test_a_row_that_is_nan_takes_no_nan_back(implementation, keys):
         return back((jnp.ones_like(output).at[3].set(cotangent), jnp.ones_like(lse).at[:, 3].set(cotangent)))
 
     clean = gradients(0.0)
-    assert_same_bits(gradients(jnp.nan), clean)
+    suite.same_bits(gradients(jnp.nan), clean)
     assert all(jnp.isfinite(x).all() for x in clean)
 
 
@@ -184,7 +179,7 @@ def test_what_no_row_sees_changes_no_bit(everything, poison, which, arrays):
         key = key.at[:, 5, :, 2].set(poison)
     if which != "key":
         value = value.at[:, 5, 1].set(poison)
-    assert_same_bits(everything(query, key, value, cotangent, mask=mask), clean)
+    suite.same_bits(everything(query, key, value, cotangent, mask=mask), clean)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
@@ -195,7 +190,7 @@ def test_poison_reaches_only_rows_that_see_it(everything, poison, which, channel
     clean, d_query, *_ = everything(*inputs, cotangent, mask=aj.causal())
     inputs[which] = inputs[which].at[:, 4, 1, 2].set(poison)
     output, d_query_poisoned, *_ = everything(*inputs, cotangent, mask=aj.causal())
-    assert_same_bits((output[:, :4], d_query_poisoned[:, :4]), (clean[:, :4], d_query[:, :4]))
+    suite.same_bits((output[:, :4], d_query_poisoned[:, :4]), (clean[:, :4], d_query[:, :4]))
     assert jnp.isnan(output[:, 4:, 1 if which == 0 else 2]).any()
     if which:
         assert jnp.isnan(output[:, 4:, 2:]).all()  # key/value head 1 serves query heads 2 and 3
@@ -205,7 +200,7 @@ def test_poison_reaches_only_rows_that_see_it(everything, poison, which, channel
 def test_a_poisoned_query_that_sees_nothing_changes_no_bit(everything, arrays):
     query, *rest = arrays
     clean = everything(query, *rest, mask=ROWS_MASK)
-    assert_same_bits(everything(query.at[:, 3].set(np.nan), *rest, mask=ROWS_MASK), clean)
+    suite.same_bits(everything(query.at[:, 3].set(np.nan), *rest, mask=ROWS_MASK), clean)
 
 
 @pytest.mark.parametrize("poison", [np.nan, 3e38])
@@ -224,9 +219,9 @@ def test_what_a_mask_hides_reaches_no_gradient(attention, poison):
 
     poisoned = key.at[5].set(poison), value.at[5].set(poison)
     zeros = np.zeros((7, 9), np.float32)
-    assert_same_bits(slopes(query, *poisoned, mask, zeros), slopes(query, key, value, mask, zeros))
+    suite.same_bits(slopes(query, *poisoned, mask, zeros), slopes(query, key, value, mask, zeros))
     hiding, every = np.where(mask, 0, -np.inf).astype(np.float32), np.ones((7, 9), bool)
-    assert_same_bits(slopes(query, *poisoned, every, hiding), slopes(query, key, value, every, hiding))
+    suite.same_bits(slopes(query, *poisoned, every, hiding), slopes(query, key, value, every, hiding))
 
 
 def test_what_a_bias_hides_reaches_no_tangent(attention):
@@ -240,7 +235,7 @@ def test_what_a_bias_hides_reaches_no_tangent(attention):
         slopes = jax.grad(lambda *x: jnp.sum(hides(*x) ** 2), (0, 1, 2))
         return [jax.jvp(fn, inputs, tangents)[1] for fn in (hides, slopes)]
 
-    assert_same_bits(moved(query, key.at[5].set(3e38), value), moved(query, key, value))
+    suite.same_bits(moved(query, key.at[5].set(3e38), value), moved(query, key, value))
 
 
 def test_a_poisoned_row_that_is_left_out_of_the_loss_reaches_no_gradient(everything, arrays):
@@ -276,7 +271,7 @@ def test_what_no_row_sees_reaches_no_second_derivative(attention, poison, arrays
         return jax.grad(once, (0, 1, 2))(*arrays)
 
     poisoned = clean[0], *(x.at[:, 5].set(poison) for x in clean[1:])
-    assert_same_bits(twice(*poisoned), twice(*clean))
+    suite.same_bits(twice(*poisoned), twice(*clean))
 
 
 def test_a_backward_pass_transposed_is_the_tangent(attention, arrays):
