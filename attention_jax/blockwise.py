@@ -334,5 +334,5 @@ def pad(array: jax.Array, letters: str, grid: Grid) -> jax.Array:
         missing = grid.length(letter) - size if letter in "ts" and size != 1 else 0
         if missing:
             last = jax.lax.stop_gradient(jax.lax.slice_in_dim(array, size - 1, size, axis=axis))
-            array = jnp.concatenate([array, *[last] * missing], axis)
+            array = jnp.concatenate([array, jnp.repeat(last, missing, axis)], axis)
     return array
