@@ -246,7 +246,7 @@ def grid_for(
     rows = columns = sizes.block if width >= S else min(narrow, sizes.block)
     if T > 1 and width >= S and not jax.tree.leaves(mask):
         columns = max(columns, sizes.block**2 // max(T * N // K, H, Hv))
-    if max(H, Hv) >= T * N // K:
+    if _few_queries(T, N // K, max(H, Hv)):
         columns = _fit_whole(S, columns)
     return block_grid(query_shape, value_shape, (T if columns >= S else rows, columns), sizes)
 
@@ -268,7 +268,7 @@ def block_grid(
 
     whole, part = arrays(T, S), arrays(t, s)
     alone = sizes.alone // (B * K * sum(whole)) if whole == part else 0
-    step = sizes.few if few or (s == S and 1 < T <= channels // G) else sizes.step
+    step = sizes.few if few or (s == S and T > 1 and _few_queries(T, G, channels)) else sizes.step
     all_at_once = alone if few else 2 * step // (B * K * max(whole))
     groups = B * K if all_at_once else max(step // max(part), 1)
     k = divisor(K, groups)
@@ -286,6 +286,11 @@ def _few(S: int, H: int, tile: int) -> bool:
     """Whether so many keys are few: scores are not the largest arrays, or rows of them so short that XLA's loops over
     them are slow. Measured with 1 to 512 keys and heads of 8 to 512 channels."""
     return max(min(2 * H, 128, tile), min(64, tile), H) >= S
+
+
+def _few_queries(T: int, G: int, channels: int) -> bool:
+    """Whether so many queries, of G heads, have no more scores than their keys have numbers."""
+    return channels >= G * T
 
 
 def _without_ones(axes: str, grid: Grid) -> str:
