@@ -19,8 +19,8 @@ from attention_jax.blocks.numerics import (
     hidden_rests,
     softmax_of_few,
     summed,
+    sums_of_zeros,
     turned,
-    zeros,
 )
 from attention_jax.devices import OLD_XLA
 from attention_jax.dropout import keep_positions
@@ -179,7 +179,7 @@ class AttentionRule:
 
     def logits(self, block, masked, mask, score, query, key):
         """`[t, s]`, -inf where a key is not seen."""
-        products = self.without_hidden(block, masked, mask, self.products(query, key, key))
+        products = self.without_hidden(block, masked, mask, self.products(query, key))
         logits = self.scored(block, products, score)
         return self.seen(block, mask, logits) if masked else logits
 
@@ -208,11 +208,11 @@ class AttentionRule:
         keep = keep_positions(seed, self.rate, block.rows, block.columns)
         return jnp.where(keep, weights / (1 - self.rate), 0)
 
-    def product(self, letters, one, other, known):
+    def product(self, letters, one, other, known=None):
         """`einsum`, in which "hs" is a key or a value, by rows "sh". An old XLA leaves a batch of small products to
         one core of a CPU, and divides it where a sum is fused with them; so one of zeros is, by rows of the smaller of
-        both, by columns of `known`: the key or the value. They are NaN for what is not finite in it, which is for
-        `Softmax.find` to find in any case."""
+        both, by columns of the key or the value: the other, or `known`. They are NaN for what is not finite in it,
+        which is for `Softmax.find` to find in any case."""
         letters = letters.replace("hs", "sh") if self.by_rows else letters
         if self.tiny:
             return summed(letters, one, other)
@@ -223,15 +223,13 @@ class AttentionRule:
             return product
         first, second, (row, column) = letters.replace("->", ",").split(",")
         if self.by_rows and one.size < other.size:
-            return product + zeros(f"{first}->{row}", one)[:, None]
-        if self.by_rows:
-            return product + zeros(f"{second}->{column}", other)[None, :]
-        keys = "sh" if "sh" in letters else "hs"
-        return product + zeros(f"{keys}->{column}", known)[None, :]
+            return product + sums_of_zeros(f"{first}->{row}", one)[:, None]
+        names, known = (second, other) if known is None else ("hs", known)
+        return product + sums_of_zeros(f"{names}->{column}", known)[None, :]
 
-    def products(self, query, key, known, keys="hs"):
+    def products(self, query, key, keys="hs"):
         """Of queries and keys, scaled, before it is asked whether they are finite."""
-        return self.product(f"th,{keys}->ts", query, key, known) * self.scales[2]
+        return self.product(f"th,{keys}->ts", query, key) * self.scales[2]
 
     def over_queries(self, queries, scores, known, of_group):
         """The sum over the queries, for each key; `of_group`, over those of all heads that share it. XLA's fast product
@@ -239,7 +237,7 @@ class AttentionRule:
         if of_group:
             queries, scores = gathered(queries), gathered(scores)
         if self.by_rows:
-            total = self.product("st,th->hs", turned(scores), queries, known)
+            total = self.product("st,th->hs", turned(scores), queries)
         else:
             total = self.product("ht,ts->hs", turned(queries), scores, known)
         return OfGroup(total) if of_group else total
@@ -248,7 +246,7 @@ class AttentionRule:
         """Weighted values, and the sum of the weights, which is 1 if the log-sum-exp, taken as given, is theirs."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
-        sums, total = self.product("ts,hs->th", self.dropped(block, weights, seed), value, value), weights.sum(axis=-1)
+        sums, total = self.product("ts,hs->th", self.dropped(block, weights, seed), value), weights.sum(axis=-1)
         return sums / jnp.where(total == 0, 1, total)[:, None] if self.normalised(sums.shape[1]) else sums, total
 
     def transposed_tangent(self, block, masked, operands, moving, cotangents, of_group):
@@ -275,9 +273,7 @@ class AttentionRule:
         else:
             # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
             weights = jnp.exp(jnp.minimum(logits - lse[:, None], 0))
-        d_weights = (
-            0 if d_output is None else self.dropped(block, self.product("th,hs->ts", d_output, value, value), seed)
-        )
+        d_weights = 0 if d_output is None else self.dropped(block, self.product("th,hs->ts", d_output, value), seed)
         hides = masked or not self.scoreless
 
         def shown(x):  # a hidden weight is 0, but what it is multiplied with may have overflowed, or be NaN
@@ -300,7 +296,7 @@ class AttentionRule:
         first = len(operands) - 4
         gradients = dict(zip(range(self.mask_arrays, self.mask_arrays + self.score_arrays), d_score, strict=True))
         if first in moving:
-            d_query = self.product("ts,hs->th", d_logits, key, key) * self.scales[0]
+            d_query = self.product("ts,hs->th", d_logits, key) * self.scales[0]
             gradients[first] = shown(d_query) if poisons else d_query
         if first + 1 in moving:
             gradients[first + 1] = self.over_queries(query, d_logits * self.scales[1], apart(key), of_group)
@@ -317,14 +313,13 @@ class AttentionRule:
 def _product(rule, query, key):
     """As `Softmax.find` makes it, so that XLA makes it once for both where nothing loops; it takes nothing back through
     what is not finite."""
-    return rule.products(query, key, key)
+    return rule.products(query, key)
 
 
 @_product.defjvp
 def _product_jvp(rule, primals, tangents):
     query, key = map(finite_or_zero, primals)
-    products = partial(rule.products, known=key)
-    return _product(rule, *primals), jax.jvp(products, (query, key), tangents)[1]
+    return _product(rule, *primals), jax.jvp(rule.products, (query, key), tangents)[1]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -70,8 +70,8 @@ def summed(letters: str, one: jax.Array, other: jax.Array) -> jax.Array:
     return jnp.sum(one[:, None, :] * other[None, :, :], axis=-1)
 
 
-def zeros(letters: str, x: jax.Array) -> jax.Array:
-    """Sums of 0, but NaN where there is something that is not finite; of it they take nothing back."""
+def sums_of_zeros(letters: str, x: jax.Array) -> jax.Array:
+    """0, but NaN where something in the sum is not finite; nothing is taken back through it."""
     return jnp.einsum(letters, jax.lax.stop_gradient(x - x))
 
 

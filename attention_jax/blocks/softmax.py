@@ -58,7 +58,7 @@ class Softmax(Fold):
         if nans:  # of all keys at once: XLA finds them slowly in the pieces of a block where those are by rows
             key += nans[0][:, None]
         key = rule.marked(key, value, masked)
-        products = rule.products(query, key, key, keys)
+        products = rule.products(query, key, keys)
         if rule.lone:
             products += rule.mark(value)
         logits = rule.scored(block, products, score)
@@ -66,7 +66,7 @@ class Softmax(Fold):
         checked = rule.checked(block, masked, mask, logits, finite)
         if rule.lone and rule.scoreless and not masked and seed is None:
             weights = 1 + (logits - logits)  # where they are finite the value is, too
-            return checked[:, 0], jnp.ones_like(weights[:, 0]), rule.product("ts,hs->th", weights, value, value)
+            return checked[:, 0], jnp.ones_like(weights[:, 0]), rule.product("ts,hs->th", weights, value)
         logits = rule.seen(block, mask, logits) if masked else logits
         value = finite_or_nan(value) if rule.poisons(masked) else finite_or_zero(value)
         if rule.softmax_at_once:
@@ -80,7 +80,7 @@ class Softmax(Fold):
             peak = -jnp.min(-checked, axis=-1)  # to ask for their maximum would keep YNNPACK from the exponentials
         else:
             peak, weights, total = exponentials(checked, logits)
-        sums = rule.product(f"ts,{keys}->th", rule.dropped(block, weights, seed), value, value)
+        sums = rule.product(f"ts,{keys}->th", rule.dropped(block, weights, seed), value)
         if rule.poisons(masked):
             total += jnp.sum(sums - sums, axis=-1)
         return peak, total, sums
