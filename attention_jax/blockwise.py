@@ -237,8 +237,9 @@ def grid_for(
 ) -> Grid:
     """How the work is cut up under a mask and a score: smaller where the mask lets a query see a narrow band of keys,
     most of a larger block being outside; longer where queries or keys are few, but for a lone query, which makes no
-    matrix product, and for keys that only arrays tell to leave out; with nothing to fill in the last block of keys, for
-    which all are copied, where there are fewer scores than numbers in these."""
+    matrix product, and for keys that only arrays tell to leave out; where there are fewer scores than numbers in the
+    keys, with nothing to fill in the last block of these, for which all are copied, and not cut up beside derivatives,
+    whose blocks cost more than what hidden ones do."""
     (T, N, H), (S, K, Hv), sizes = query_shape[-3:], value_shape[-3:], sizes_for(mask, score, platform)
     spans = [(0, S - 1)] if mask is None else [mask.columns_of((row, row), S) for row in (T // 2, T - 1)]
     width = max(int(min(last, S - 1) - max(first, 0)) + 1 for first, last in spans)  # in the middle, and at the end
@@ -246,16 +247,22 @@ def grid_for(
     rows = columns = sizes.block if width >= S else min(narrow, sizes.block)
     if T > 1 and width >= S and not jax.tree.leaves(mask):
         columns = max(columns, sizes.block**2 // max(T * N // K, H, Hv))
-    if _few_queries(T, N // K, max(H, Hv)):
+    few_queries = _few_queries(T, N // K, max(H, Hv))
+    if few_queries:
         columns = _fit_whole(S, columns)
-    return block_grid(query_shape, value_shape, (T if columns >= S else rows, columns), sizes)
+    uncut = few_queries and width >= S
+    return block_grid(query_shape, value_shape, (T if columns >= S else rows, columns), sizes, uncut)
 
 
 def block_grid(
-    query_shape: Sequence[int], value_shape: Sequence[int], block_sizes: tuple[int, int], sizes: Sizes
+    query_shape: Sequence[int],
+    value_shape: Sequence[int],
+    block_sizes: tuple[int, int],
+    sizes: Sizes,
+    uncut: bool = False,
 ) -> Grid:
     """How the work is cut up: blocks of at most so many queries and keys, and as many heads and examples a step as keep
-    all cores busy."""
+    all cores busy; beside derivatives all at once if it is not too much, and `uncut` or in one block in any case."""
     *batch, T, N, H = query_shape
     S, K, Hv = value_shape[-3:]
     B, G, channels = math.prod(batch), N // K, max(H, Hv)
@@ -267,7 +274,7 @@ def block_grid(
         return G * T * S, G * T * channels, S * channels
 
     whole, part = arrays(T, S), arrays(t, s)
-    alone = sizes.alone // (B * K * sum(whole)) if whole == part else 0
+    alone = sizes.alone // (B * K * sum(whole)) if uncut or whole == part else 0
     step = sizes.few if few or (s == S and T > 1 and _few_queries(T, G, channels)) else sizes.step
     all_at_once = alone if few else 2 * step // (B * K * max(whole))
     groups = B * K if all_at_once else max(step // max(part), 1)
@@ -277,9 +284,8 @@ def block_grid(
     # to cut off what is hidden of few keys costs more than it saves, unless they are more than two tiles
     tile = max(sizes.tile, min(s, 2 * sizes.tile)) if few else sizes.tile
     examples = step // (B * K * max(part)), all_at_once, max(all_at_once, alone)
-    taken = (1, b, k, G, t, s)
-    derived = (1, B, K, G, T, S) if alone else taken
-    return Grid((1, B, K, G, -(-T // t) * t, -(-S // s) * s), taken, derived, tile, together, examples)
+    lengths, taken = (1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s)
+    return Grid(lengths, taken, lengths if alone else taken, tile, together, examples)
 
 
 def _few(S: int, H: int, tile: int) -> bool:

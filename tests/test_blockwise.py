@@ -457,6 +457,18 @@ def test_few_queries_have_no_keys_copied_to_fill_a_block(T, S, size):
     assert grid.size("s") == size and (grid.length("s") == S) == (T == 64)
 
 
+@pytest.mark.parametrize("T, mask, uncut", [
+    (64, aj.key_lengths(np.array(99)), True), (65, aj.key_lengths(np.array(99)), False), (1, None, True),
+    (64, aj.key_lengths(np.array(99)) & aj.sliding_window(99, 0, offset=4032), False),
+])  # fmt: skip
+def test_keys_of_few_queries_are_cut_up_only_without_derivatives(T, mask, uncut):
+    """But for those beside a narrow band, and where the caller says how large a block may be."""
+    shapes = (T, 4, 64), (4096, 2, 128)
+    grid = grid_for(mask, None, *shapes, "cpu")
+    assert not grid.alone and grid.derived().alone == uncut
+    assert not block_grid(*shapes, (T, 1024), CPU).derived().alone
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("B", [4, 5])
 @pytest.mark.parametrize("mask, known", [(aj.causal(), True), (aj.key_lengths(np.array(99)), False)])
