@@ -431,13 +431,20 @@ def test_so_are_those_of_a_vmap(count, alone):
 
 
 @pytest.mark.parametrize("T, S, mask, blocks", [
-    (4096, 77, None, (4096, 77)), (9000, 200, None, (2250, 200)), (16, 8192, None, (16, 8192)),
+    (4096, 77, None, (4096, 77)), (8190, 77, None, (4095, 77)), (8192, 77, None, (4096, 77)),
+    (8209, 77, None, (8209, 77)), (9000, 200, None, (2250, 200)), (16, 8192, None, (16, 8192)),
     (16, 65536, None, (16, 8192)), (300, 9000, aj.causal(offset=8700), (300, 1500)), (1, 8192, None, (1, 1024)),
     (16, 8192, aj.key_lengths(np.array(99)), (16, 1024)), (16, 8192, aj.sliding_window(99, 0, offset=0), (16, 256)),
 ])  # fmt: skip
 def test_blocks_are_longer_where_queries_or_keys_are_few(T, S, mask, blocks):
     grid = grid_for(mask, None, (T, 4, 64), (S, 2, 128), "cpu")
     assert (grid.size("t"), grid.size("s")) == blocks
+
+
+@pytest.mark.parametrize("B, t", [(1, 3000), (2, 1500)])
+def test_many_queries_of_few_keys_are_cut_up_unless_beside_derivatives_they_are_all(B, t):
+    grid = grid_for(None, None, (B, 3000, 8, 64), (B, 7, 1, 64), "cpu")
+    assert grid.size("t") == t and grid.derived().alone == (B == 1)
 
 
 @pytest.mark.parametrize("T, S, mask, heads", [
