@@ -135,6 +135,8 @@ MUTANTS = [
     Mutant("blocks/sweep.py", "math.gcd(count, together)", "together", "test_blockwise.py::test_two_steps_run_together"),
     Mutant("blocks/steps.py", "multiplications <= 2**11", "multiplications < 2**11", "test_blockwise.py::test_what_counts_as_tiny"),
     Mutant("blocks/steps.py", "grid.length(\"s\")) > 1", "grid.length(\"s\")) > 0", "test_blockwise.py::test_what_counts_as_tiny"),
+    Mutant("blocks/attention_rule.py", "jnp.where((lse < jnp.inf)[:, None], rows, 0) if self.guards else rows", "rows", "test_blockwise.py::test_a_row_without_an_answer_takes_nothing_even_of_nan"),
+    Mutant("blocks/softmax.py", "if not rule.guards:", "if False:", "test_blockwise.py::test_a_row_without_an_answer_takes_nothing_even_of_nan"),
     Mutant("blocks/attention_rule.py", "self.few and self.precision is None", "self.few", "test_blockwise.py::test_what_is_tiny_has_sums_for_products"),
     Mutant("blocks/numerics.py", "x if axes[1] == letter else x.T", "x", "test_blockwise.py::test_products_of_what_is_tiny"),
     Mutant("blocks/steps.py", "<= 2**16 and math", "> 0 and math", "test_blockwise.py::test_what_counts_as_many_small_blocks"),

@@ -537,6 +537,28 @@ def test_what_xla_makes_of_a_step_is_asked_again_for_a_vmap():
     assert asked.call_args.args[0].length("x") == 8
 
 
+@pytest.mark.parametrize("alone", [1, CPU.alone])
+@pytest.mark.parametrize("S", [4, 100], ids=["few", "many"])
+def test_a_row_without_an_answer_takes_nothing_even_of_nan(alone, S):
+    """Neither one whose query is NaN nor one that sees nothing, in either mode, in many steps and in one."""
+    query, key, value, cotangent = suite.inputs((7, S, 2, 1, 8, 5, (3,)))
+    query, rows = query.at[:, 1].set(jnp.nan), jnp.arange(7)
+    without = jnp.isin(rows, jnp.array([1, 4]))[:, None, None]
+    mask = jnp.broadcast_to((rows != 4)[:, None], (7, S))
+    attend = partial(blockwise_attention, mask=mask)
+
+    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=1, alone=alone, few=1)):
+        (output, _), pull = jax.vjp(attend, query, key, value)
+        found, clean = (pull((jnp.where(without, x, cotangent), jnp.zeros((3, 2, 7)))) for x in (jnp.nan, 0))
+        (_, _), (tangent, _) = jax.jvp(lambda query: attend(query, key, value), (query,), (query,))
+    assert np.isnan(output[:, 1]).all() and not output[:, 4].any()
+    for one, other in zip(found, clean, strict=True):
+        suite.same_bits(one, other)
+        assert np.isfinite(one).all() and np.asarray(one).any()
+    assert not found[0][:, [1, 4]].any() and not tangent[:, 4].any()
+    assert np.isfinite(np.delete(tangent, 1, axis=1)).all() and np.asarray(tangent[:, 0]).any()
+
+
 @pytest.mark.parametrize("block_sizes, of_keys_too", [((8, 8), False), ((32, 8), True)])
 def test_what_is_written_once_is_not_read(block_sizes, of_keys_too):
     def backward(query, key, value, cotangents):

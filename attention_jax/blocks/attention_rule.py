@@ -242,17 +242,29 @@ class AttentionRule:
             total = self.product("ht,ts->hs", turned(queries), scores, known)
         return OfGroup(total) if of_group else total
 
+    @property
+    def guards(self):
+        """Whether the terms of a row whose log-sum-exp is not finite are made 0 block by block: not where one operation
+        on all of them is cheaper, as part of another, or made once for many blocks."""
+        return self.few and not self.alone
+
+    def guarded(self, rows, lse):
+        return jnp.where((lse < jnp.inf)[:, None], rows, 0) if self.guards else rows
+
     def term(self, block, masked, *operands):
         """Weighted values, and the sum of the weights, which is 1 if the log-sum-exp, taken as given, is theirs."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
         sums, total = self.product("ts,hs->th", self.dropped(block, weights, seed), value), weights.sum(axis=-1)
+        sums = self.guarded(sums, lse)
         return sums / jnp.where(total == 0, 1, total)[:, None] if self.normalised(sums.shape[1]) else sums, total
 
     def transposed_tangent(self, block, masked, operands, moving, cotangents, of_group):
         """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4)."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         d_output, d_total = cotangents.get(0), cotangents.get(1)
+        if d_output is not None:
+            d_output = self.guarded(d_output, lse)
 
         *_, (raw_query, raw_key, raw_value, _) = self.unpack(operands)
         poisons = self.poisons(masked)

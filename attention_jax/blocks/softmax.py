@@ -104,8 +104,9 @@ class Softmax(Fold):
         d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
         b, k, g, t = (grid.length(letter) for letter in "bkgt")
         d_lse = jnp.where(finite, d_lse, 0)
-        rows = jnp.moveaxis(finite.reshape(-1, b, k, g, t), -1, 2)[..., None]
-        d_output = jnp.where(rows, d_output.reshape(-1, b, t, k, g, channels), 0).reshape(output.shape)
+        if not rule.guards:
+            rows = jnp.moveaxis(finite.reshape(-1, b, k, g, t), -1, 2)[..., None]
+            d_output = jnp.where(rows, d_output.reshape(-1, b, t, k, g, channels), 0).reshape(output.shape)
         if rule.normalised(channels):
             return (output, lse), (d_output, d_lse)
         # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
