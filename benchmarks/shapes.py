@@ -46,8 +46,10 @@ CROSS = (
     Shape(1, 4096, 77, 8, 8, 40, ""),
     Shape(8, 32, 512, 8, 8, 64, ""),
     Shape(1, 16, 2048, 8, 8, 64, ""),
+    Shape(2, 16, 2048, 8, 8, 64, "padded"),
+    Shape(4, 2048, 64, 8, 1, 64, ""),
 )
-"""Of an image on the tokens of a text, and of few queries on the keys of a longer one."""
+"""Of an image on the tokens of a text, of few queries on the keys of a longer one, and of heads that share few keys."""
 
 
 def drawn(count: int) -> list[Shape]:
