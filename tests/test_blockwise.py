@@ -16,7 +16,7 @@ from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
-from attention_jax.blocks.steps import many_rows, many_small, tiny
+from attention_jax.blocks.steps import many_rows, many_small, summed, tiny
 from attention_jax.blocks.tiles import tiles_at
 from attention_jax.blockwise import CPU, _few, block_grid, blockwise_attention, canonical, grid_for
 from attention_jax.devices import device_of
@@ -676,14 +676,32 @@ def test_what_counts_as_many_rows():
 
 
 def test_what_counts_as_tiny():
+    """At most 2048 multiplications, in all heads, of more than one query a key."""
+    cases = {(1, 4, 1, 512): True, (1, 4, 1, 513): False, (2, 4, 4, 64): True, (1, 4, 4, 64): False}
+    for (T, N, K, H), so in cases.items():
+        assert tiny(grid_for(None, None, (T, N, H), (1, K, H), "cpu"), H) == so
+
+
+@pytest.mark.parametrize("H, products", [(512, 2), (513, 3)], ids=["tiny", "not"])
+def test_a_lone_key_is_looked_at_together_with_its_value(H, products):
+    """In the same product if that is tiny, which is the key's own, or in one of its own."""
+    query, key, value, _ = suite.inputs((1, 1, 4, 1, H, H, ()))
+    assert jax.jit(aj.attention).lower(query, key, value).as_text().count("dot_general") == products
+    assert np.isfinite(aj.attention(query, key, value)).all()
+    for x in jnp.nan, jnp.inf:
+        assert np.isnan(aj.attention(query, key, value.at[..., H // 2].set(x))).all()
+        assert not aj.attention(query, key, value.at[..., H // 2].set(x), mask=jnp.zeros((1, 1), bool)).any()
+
+
+def test_what_loops_sum():
     """128 to 2048 multiplications, in all heads, of more than one query and more than one key."""
     cases = {(2, 2, 2, 16): True, (2, 2, 2, 15): False, (8, 8, 2, 16): True, (8, 8, 2, 17): False}
     cases |= {(1, 8, 2, 16): False, (8, 1, 2, 16): False}
     for (T, S, N, H), so in cases.items():
-        assert tiny(grid_for(None, None, (T, N, H), (S, N, H), "cpu"), H) == so
+        assert summed(grid_for(None, None, (T, N, H), (S, N, H), "cpu"), H) == so
 
 
-def test_what_is_tiny_has_sums_for_products():
+def test_what_loops_sum_has_no_products():
     def products(*shape, **options):
         x = jnp.ones(shape)
         return (
@@ -696,7 +714,7 @@ def test_what_is_tiny_has_sums_for_products():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
-def test_products_of_what_is_tiny(heads):
+def test_products_that_loops_sum(heads):
     *arrays, cotangent = suite.inputs((4, 6, *heads, 3, 5, (2,)))
     options = {"mask": aj.causal(offset=2), "score": SCORES["alibi"](SLOPES)}
     ours, plain = (

@@ -54,7 +54,10 @@ class AttentionRule:
     softmax_at_once: bool = False  # whether it makes one operation of the softmax of few
     many_rows: bool = False  # whether enough that one operation of their products and weights pays
     many_small: bool = False  # whether many blocks are each too small for more than one core
-    tiny: bool = False  # whether all is so small that its loops have summed products before a matrix product has begun
+    tiny: bool = False  # whether an operation more takes longer than all of them
+    summed: bool = (
+        False  # whether all is so small that its loops have summed products before a matrix product has begun
+    )
 
     @property
     def positional(self) -> bool:
@@ -73,13 +76,19 @@ class AttentionRule:
             softmax_at_once=self.few and not OLD_XLA,
             many_rows=steps.many_rows(grid),
             many_small=self.cpu and OLD_XLA and steps.many_small(grid, self.channels[0]),
-            tiny=self.few and self.precision is None and steps.tiny(grid, max(self.channels)),
+            tiny=steps.tiny(grid, max(self.channels)),
+            summed=self.few and self.precision is None and steps.summed(grid, max(self.channels)),
         )
 
     @property
     def lone(self) -> bool:
         """Whether there is but one key, whose weight is 1."""
         return self.few and self.keys == 1
+
+    @property
+    def marks(self) -> bool:
+        """Whether the product of a lone key is marked, in place of the key."""
+        return self.lone and not self.tiny
 
     @property
     def heads_first(self) -> bool:
@@ -154,10 +163,10 @@ class AttentionRule:
 
     def marked(self, key, value, masked):
         """The key; by rows, one whose value is not finite is not either, so that no query need look for it. A lone one
-        is left to `mark`."""
+        is left to `mark`, unless it is tiny."""
         if self.poisons(masked):
             return finite_or_nan(key)
-        if self.lone or not self.by_rows:
+        if self.marks or not self.by_rows:
             return key
         marks = jax.lax.stop_gradient(value - value)
         return key + (marks if key.shape == value.shape else jnp.sum(marks, axis=-1, keepdims=True))
@@ -214,7 +223,7 @@ class AttentionRule:
         both, by columns of the key or the value: the other, or `known`. They are NaN for what is not finite in it,
         which is for `Softmax.find` to find in any case."""
         letters = letters.replace("hs", "sh") if self.by_rows else letters
-        if self.tiny:
+        if self.summed:
             return summed(letters, one, other)
         if letters == "th,sh->ts" and self.turns(len(one), len(other)):
             return jnp.einsum("th,hs->ts", one, turned(other), precision=self.precision)
@@ -272,7 +281,7 @@ class AttentionRule:
             key, value = finite_or_nan(raw_key), finite_or_nan(raw_value)
         as_before = self.few or self.alone  # made as in the forward pass, and so once for both where nothing loops
         found = _product(self, raw_query, self.marked(raw_key, raw_value, masked) if as_before or poisons else raw_key)
-        if self.lone:
+        if self.marks:
             found += self.mark(raw_value)
         products = self.without_hidden(block, masked, mask, finite_or_zero(found))
         logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)

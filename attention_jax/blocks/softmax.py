@@ -59,7 +59,7 @@ class Softmax(Fold):
             key += nans[0][:, None]
         key = rule.marked(key, value, masked)
         products = rule.products(query, key, keys)
-        if rule.lone:
+        if rule.marks:
             products += rule.mark(value)
         logits = rule.scored(block, products, score)
         finite = jnp.isfinite(products) if nans else rule.finite(products, value)

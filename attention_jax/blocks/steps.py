@@ -19,6 +19,12 @@ def many_small(grid: Grid, H: int) -> bool:
 
 
 def tiny(grid: Grid, channels: int) -> bool:
+    """Whether an operation of XLA's more takes longer than all that it does with so many channels, for several queries
+    a key."""
+    return grid.length("g") * grid.length("t") > 1 and math.prod(grid.lengths) * channels <= 2**11
+
+
+def summed(grid: Grid, channels: int) -> bool:
     """Whether a loop of XLA's has summed the products of two matrices, of so many channels, before its matrix product
     has begun. Less than 128 multiplications it computes without delay, whatever they are part of; and where there is
     one query or one key, it makes sums itself."""
