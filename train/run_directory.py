@@ -58,10 +58,16 @@ def locked(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_after_another() -> Iterator[None]:
-    """Wait until no other process is at the beginning of a run, where directories are made and moved aside."""
+    """Wait until no other process is at the beginning of a run, where directories are made and moved aside.
+
+    Raises:
+      InputError: what has the name of their directory is none.
+    """
     try:
         RUNS.mkdir(exist_ok=True)
         held = os.open(RUNS, os.O_RDONLY)
+    except FileExistsError as error:
+        raise InputError(f"{RUNS} is no directory, and should be that of all runs: move it away") from error
     except OSError:
         yield  # the directory of the run cannot be made either, and says so
         return
