@@ -91,7 +91,12 @@ def made_by(what: str, fn: Callable[..., Any], names: str, inputs: Sequence[Any]
         raise TypeError(f"{what} is called with ({names}), and takes {inspect.signature(fn)}") from None
     except ValueError:
         pass  # it does not tell its signature
-    made = fn(*inputs)
+    try:
+        made = fn(*inputs)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            f"{what} is traced, and gave {names} to NumPy: use jax.numpy, such as jnp.asarray(table)[t - s]"
+        ) from error
     if not isinstance(made, ARRAYS):
         raise TypeError(f"{what} must return an array, got {type(made).__name__}")
     array = jnp.asarray(made)

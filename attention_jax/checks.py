@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,8 @@ def check_dropout_rate(rate: float) -> float:
         rate = float(0.0 + rate)  # to a word nothing can be added, though float() would read it
     except (TypeError, ValueError):
         raise TypeError(f"dropout_rate must be a number, got {rate!r}: pass 0.0 for none") from None
+    except OverflowError:
+        rate = math.inf
     if not 0 <= rate < 1:  # also refuses NaN
         raise ValueError(f"dropout_rate must be at least 0 and below 1, got {rate}")
     return rate
@@ -138,6 +141,8 @@ def check_scale(scale: ArrayLike | None, head_dim: int) -> Any:
     if not isinstance(scale, ARRAYS):
         raise TypeError(f"scale must be one number, got {scale!r}")
     check_real("scale", jnp.result_type(scale))
+    if isinstance(scale, int) and abs(scale) > sys.float_info.max:
+        raise ValueError(f"scale must be a number that a float can be, got an integer of {scale.bit_length()} bits")
     return scale
 
 
