@@ -95,7 +95,7 @@ def made_by(what: str, fn: Callable[..., Any], names: str, inputs: Sequence[Any]
         made = fn(*inputs)
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(
-            f"{what} is traced, and gave {names} to NumPy: use jax.numpy, such as jnp.asarray(table)[t - s]"
+            f"{what} is traced, and gave NumPy an array that is: use jax.numpy, such as jnp.asarray(table)[t - s]"
         ) from error
     if not isinstance(made, ARRAYS):
         raise TypeError(f"{what} must return an array, got {type(made).__name__}")

@@ -239,7 +239,7 @@ def grid_for(
     most of a larger block being outside; longer where queries or keys are few, but for a lone query, which makes no
     matrix product, and for keys that only arrays tell to leave out; where there are fewer scores than numbers in the
     keys, with nothing to fill in the last block of these, for which all are copied, and not cut up beside derivatives,
-    whose blocks cost more than what hidden ones do."""
+    whose blocks cost more than what hidden ones do, unless a function is traced for one shape of them."""
     (T, N, H), (S, K, Hv), sizes = query_shape[-3:], value_shape[-3:], sizes_for(mask, score, platform)
     spans = [(0, S - 1)] if mask is None else [mask.columns_of((row, row), S) for row in (T // 2, T - 1)]
     width = max(int(min(last, S - 1) - max(first, 0)) + 1 for first, last in spans)  # in the middle, and at the end
@@ -250,7 +250,7 @@ def grid_for(
     few_queries = _few_queries(T, N // K, max(H, Hv))
     if few_queries:
         columns = _fit_whole(S, columns)
-    uncut = few_queries and width >= S
+    uncut = few_queries and width >= S and not (holds_function(mask) or holds_function(score))
     return block_grid(query_shape, value_shape, (T if columns >= S else rows, columns), sizes, uncut)
 
 

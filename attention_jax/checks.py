@@ -126,7 +126,7 @@ def check_dropout_rate(rate: float) -> float:
     except (TypeError, ValueError):
         raise TypeError(f"dropout_rate must be a number, got {rate!r}: pass 0.0 for none") from None
     except OverflowError:
-        rate = math.inf
+        rate = math.inf if rate > 0 else -math.inf
     if not 0 <= rate < 1:  # also refuses NaN
         raise ValueError(f"dropout_rate must be at least 0 and below 1, got {rate}")
     return rate

@@ -108,6 +108,8 @@ MUTANTS = [
     Mutant("blockwise.py", "if few and not alone", "if few", "test_blockwise.py::test_many_queries_of_few_keys_are_cut_up_unless_beside_derivatives_they_are_all"),
     Mutant("blockwise.py", "max(2 * sizes.step // (G * channels)", "max(2 * sizes.step // channels", "test_blockwise.py::test_many_queries_of_few_keys_are_cut_up_unless_beside_derivatives_they_are_all"),
     Mutant("blockwise.py", "few_queries and width >= S", "few_queries", "test_blockwise.py::test_keys_of_few_queries_are_cut_up_only_without_derivatives"),
+    Mutant("blockwise.py", "width >= S and not (holds_function(mask) or holds_function(score))", "width >= S and not holds_function(mask)", "test_blockwise.py::test_gradients_of_few_queries_through_a_function_of_the_shape_of_a_block"),
+    Mutant("blockwise.py", "width >= S and not (holds_function(mask) or holds_function(score))", "width >= S and not holds_function(score)", "test_blockwise.py::test_gradients_of_few_queries_through_a_function_of_the_shape_of_a_block"),
     Mutant("blockwise.py", "few_queries and width >= S", "width >= S", "test_blockwise.py::test_keys_of_few_queries_are_cut_up_only_without_derivatives"),
     Mutant("blockwise.py", "if uncut or whole", "if whole", "test_blockwise.py::test_keys_of_few_queries_are_cut_up_only_without_derivatives"),
     Mutant("blockwise.py", "s == S and T > 1 and _few", "T > 1 and _few", "test_blockwise.py::test_steps_of_few_queries_take_fewer_heads"),

@@ -441,6 +441,26 @@ def test_blocks_are_longer_where_queries_or_keys_are_few(T, S, mask, blocks):
     assert (grid.size("t"), grid.size("s")) == blocks
 
 
+@pytest.mark.parametrize("T, lengths", [(1, None), (7, None), (7, 900)])
+@pytest.mark.parametrize("of", ["mask", "score"])
+def test_gradients_of_few_queries_through_a_function_of_the_shape_of_a_block(T, lengths, of):
+    *arrays, cotangent = suite.inputs((T, 1100, 2, 1, 32, 5, (2,)))
+    table = jnp.sin(jnp.arange(1200.0))
+
+    def attend(implementation, query, key, value, table):
+        mask = None if lengths is None else aj.key_lengths(jnp.array([lengths, 3]))
+        options = {"mask": mask, "score": lambda logit, head, t, s: logit + table[s - t + 50]}
+        if of == "mask":
+            function = aj.mask_from_function(lambda t, s: jnp.arange(1200)[s - t + 50] % 3 > 0)
+            options = {"mask": function if mask is None else function & mask}
+        return aj.attention(query, key, value, implementation=implementation, **options)
+
+    def gradients(implementation):
+        return jax.jit(jax.vjp(partial(attend, implementation), *arrays, table)[1])(cotangent)
+
+    suite.close(gradients("blockwise"), gradients("reference"))
+
+
 @pytest.mark.parametrize("B, t", [(1, 3000), (2, 1500)])
 def test_many_queries_of_few_keys_are_cut_up_unless_beside_derivatives_they_are_all(B, t):
     grid = grid_for(None, None, (B, 3000, 8, 64), (B, 7, 1, 64), "cpu")

@@ -86,7 +86,7 @@ REFUSED = {
     "scaled_dot_product_attention: one head, head dims": (one(key=K[0, :, 0, :7]), ValueError, "differ in head dim H"),
     "scaled_dot_product_attention: one head, lengths": (one(value=V[0, :8, 0]), ValueError, "differ in length S"),
     "scaled_dot_product_attention: one head, mask of many": (one(mask=np.ones((1, 7, 9), bool)), ValueError, r"expected \[T, S\] = \[7, 9\]"),
-    "scaled_dot_product_attention: rate beyond all floats": (one(dropout_rate=10**400, dropout_rng=jax.random.key(0)), ValueError, "below 1, got inf"),
+    "scaled_dot_product_attention: rate beyond all floats": (one(dropout_rate=-(10**400), dropout_rng=jax.random.key(0)), ValueError, "below 1, got -inf"),
     "scaled_dot_product_attention: rate NaN": (one(dropout_rate=np.nan, dropout_rng=jax.random.key(0)), ValueError, "got nan"),
     "multi_head_attention: several keys": (many(dropout_rate=0.1, dropout_rng=jax.random.split(jax.random.key(0), 2)), TypeError, r"one key, .* got key<fry>\[2\]: map"),
     "multi_head_attention: numbers as key": (many(dropout_rate=0.1, dropout_rng=np.zeros(2)), TypeError, r"one key, .* got float64\[2\]"),
@@ -136,11 +136,11 @@ REFUSED = {
     },
     "score_from_function: of NumPy": (
         lambda: aj.attention(Q, K, V, score=lambda logit, head, t, s: logit + np.arange(99.0)[t - s]),
-        TypeError, "the score function <lambda> is traced, and gave logit, head, t, s to NumPy: use jax.numpy, such as jnp.asarray",
+        TypeError, "the score function <lambda> is traced, and gave NumPy an array that is: use jax.numpy, such as jnp.asarray",
     ),
     "mask_from_function: of NumPy": (
         lambda: aj.attention(Q, K, V, mask=aj.mask_from_function(lambda t, s: np.ones((9, 9), bool)[t, s])),
-        TypeError, "is traced, and gave t, s to NumPy: use jax.numpy",
+        TypeError, "is traced, and gave NumPy an array that is: use jax.numpy",
     ),
     "split_heads: traced heads": (traced(lambda n: aj.split_heads(jnp.ones((3, 4)), n), 2), TypeError, "num_heads must be static"),
     "split_heads: no heads to split into": (lambda: aj.split_heads(jnp.ones((3, 4)), 0), ValueError, "num_heads must be at least 1"),
