@@ -276,7 +276,7 @@ def block_grid(
     whole, part = arrays(T, S), arrays(t, s)
     alone = sizes.alone // (B * K * sum(whole)) if uncut or whole == part else 0
     if few and not alone:  # queries are the largest arrays; to fill the last block, all would be copied
-        t = _fit_whole(T, min(t, max(2 * sizes.step // (G * channels), 32)))
+        t = min(t, _fit_whole(T, min(t, max(2 * sizes.step // (G * channels), 32))))
         part = arrays(t, s)
     step = sizes.few if few or (s == S and T > 1 and _few_queries(T, G, channels)) else sizes.step
     all_at_once = alone if few else 2 * step // (B * K * max(whole))

@@ -104,7 +104,7 @@ MUTANTS = [
     Mutant("blocks/attention_rule.py", "self.scoreless and not masked", "self.scoreless", "test_blockwise.py::test_what_no_row_sees_changes_no_bit_by_rows"),
     Mutant("blockwise.py", "_few_queries(T, N // K, max(H, Hv))", "_few_queries(T, 1, max(H, Hv))", "test_blockwise.py::test_few_queries_have_no_keys_copied_to_fill_a_block"),
     Mutant("blockwise.py", "if length % count == 0), 1)", "if length % count == 0), fewest)", "test_blockwise.py::test_few_queries_have_no_keys_copied_to_fill_a_block"),
-    Mutant("blockwise.py", "t = _fit_whole(T", "t = _fit(T", "test_blockwise.py::test_blocks_are_longer_where_queries_or_keys_are_few"),
+    Mutant("blockwise.py", "t = min(t, _fit_whole(T", "t = min(T, _fit_whole(T", "test_blockwise.py::test_blocks_are_longer_where_queries_or_keys_are_few"),
     Mutant("blockwise.py", "if few and not alone", "if few", "test_blockwise.py::test_many_queries_of_few_keys_are_cut_up_unless_beside_derivatives_they_are_all"),
     Mutant("blockwise.py", "max(2 * sizes.step // (G * channels)", "max(2 * sizes.step // channels", "test_blockwise.py::test_many_queries_of_few_keys_are_cut_up_unless_beside_derivatives_they_are_all"),
     Mutant("blockwise.py", "few_queries and width >= S", "few_queries", "test_blockwise.py::test_keys_of_few_queries_are_cut_up_only_without_derivatives"),
