@@ -33,11 +33,13 @@ def hoisted(mask: Any, score: Any, grid: Grid, logit: jax.Array) -> tuple[Any, A
     return _hoist(mask, Function, rows, columns), _hoist(score, ScoreFunction, logits, head, rows, columns)
 
 
-def holds_function(part: Any) -> bool:
-    """Whether there is one in a mask or a score. It is traced for one shape."""
-    if isinstance(part, Function | ScoreFunction):
-        return True
-    return isinstance(part, Mask | Score) and any(holds_function(getattr(part, each.name)) for each in fields(part))  # type: ignore[arg-type]
+def holds_function(*parts: Any) -> bool:
+    """Whether there is one in masks or scores. It is traced for one shape."""
+    return any(
+        isinstance(part, Function | ScoreFunction)
+        or (isinstance(part, Mask | Score) and holds_function(*(getattr(part, each.name) for each in fields(part))))  # type: ignore[arg-type]
+        for part in parts
+    )
 
 
 def _hoist(part: Any, kind: Any, *examples: jax.Array) -> Any:

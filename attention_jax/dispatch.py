@@ -14,7 +14,8 @@ from jax.typing import ArrayLike
 
 from attention_jax.arguments import positions_for
 from attention_jax.backends import KERNELS, Request
-from attention_jax.blockwise import blockwise_attention, grid_for
+from attention_jax.block_sizes import grid_for
+from attention_jax.blockwise import blockwise_attention
 from attention_jax.checks import check_dropout, check_many_heads
 from attention_jax.devices import device_of, platform_of
 from attention_jax.dot_product import multi_head_attention_and_lse

@@ -17,9 +17,10 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from attention_jax.arguments import positions_for, static_int
+from attention_jax.block_sizes import grid_for
 from attention_jax.blocks.numerics import finite_or_zero
 from attention_jax.blocks.sweep import accumulator
-from attention_jax.blockwise import blockwise_attention, grid_for, weighted_sums
+from attention_jax.blockwise import blockwise_attention, weighted_sums
 from attention_jax.captured import hoisted
 from attention_jax.checks import check_many_heads, check_scale
 from attention_jax.devices import platform_of

@@ -16,12 +16,13 @@ from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from attention_jax.arguments import integer_array, positions_for, real_array, static_int
+from attention_jax.block_sizes import grid_for
 from attention_jax.blocks.block_sum import BlockSum
 from attention_jax.blocks.fold import Fold
 from attention_jax.blocks.numerics import finite_or_zero
 from attention_jax.blocks.softmax import in_order
 from attention_jax.blocks.sweep import SamePairs, accumulator
-from attention_jax.blockwise import canonical, canonical_array, grid_for, pad
+from attention_jax.blockwise import canonical, canonical_array, pad
 from attention_jax.checks import check_many_heads
 from attention_jax.devices import platform_of
 from attention_jax.dispatch import placed

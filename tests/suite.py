@@ -18,7 +18,8 @@ from attention_jax import (
     segments,
     sliding_window,
 )
-from attention_jax.blockwise import CPU, blockwise_attention
+from attention_jax.block_sizes import CPU
+from attention_jax.blockwise import blockwise_attention
 
 # `multi_head_attention` compiled as one, which is faster to test than operation by operation
 attend = jax.jit(multi_head_attention, static_argnames=("dropout_rate", "precision"))
@@ -28,7 +29,7 @@ def blockwise(query, key, value, *, bias=None, score=None, block_sizes=(8, 5), t
     """Blocks so small that even these cases have several, some of them empty and some full, and tiles of a block that
     a mask cuts through."""
     score = score if bias is None else scores.bias(bias)
-    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(tile=tile)):
+    with mock.patch("attention_jax.block_sizes.CPU", CPU._replace(tile=tile)):
         return blockwise_attention(query, key, value, score=score, block_sizes=block_sizes, **options)[0]
 
 

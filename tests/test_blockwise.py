@@ -16,9 +16,10 @@ from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
+from attention_jax.block_sizes import CPU, block_grid, few_keys, grid_for
 from attention_jax.blocks.steps import many_rows, many_small, summed, tiny
 from attention_jax.blocks.tiles import tiles_at
-from attention_jax.blockwise import CPU, _few, block_grid, blockwise_attention, canonical, grid_for
+from attention_jax.blockwise import blockwise_attention, canonical
 from attention_jax.devices import device_of
 from attention_jax.score_rules import relative_bucket
 
@@ -217,7 +218,7 @@ def test_shard_map_over_the_batch(implementation, arrays):
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 @pytest.mark.parametrize("tile", [4, CPU.tile])
 def test_log_sum_exp_is_exact_and_differentiable(implementation, tile, arrays, monkeypatch):
-    monkeypatch.setattr("attention_jax.blockwise.CPU", CPU._replace(tile=tile))
+    monkeypatch.setattr("attention_jax.block_sizes.CPU", CPU._replace(tile=tile))
     query, key, value, _ = (x.astype(jnp.bfloat16) for x in arrays)
 
     def ours(query, key):
@@ -525,7 +526,7 @@ def test_two_steps_run_together():
     counts = {}
     for heads in (0.5, 1, 2, 4):
         step = int(heads * 32 * 32)
-        with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=step, few=step, alone=1)):
+        with mock.patch("attention_jax.block_sizes.CPU", CPU._replace(step=step, few=step, alone=1)):
             program = jax.jit(partial(aj.attention, implementation="blockwise")).lower(x, x, x).compile().as_text()
         counts[heads] = program.count(" dot(")
     assert counts == {0.5: 4, 1: 4, 2: 4, 4: 2}
@@ -570,7 +571,7 @@ def test_a_row_without_an_answer_takes_nothing_even_of_nan(alone, S):
     mask = jnp.broadcast_to((rows != 4)[:, None], (7, S))
     attend = partial(blockwise_attention, mask=mask)
 
-    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=1, alone=alone, few=1)):
+    with mock.patch("attention_jax.block_sizes.CPU", CPU._replace(step=1, alone=alone, few=1)):
         (output, _), pull = jax.vjp(attend, query, key, value)
         found, clean = (pull((jnp.where(without, x, cotangent), jnp.zeros((3, 2, 7)))) for x in (jnp.nan, 0))
         (_, _), (tangent, _) = jax.jvp(lambda query: attend(query, key, value), (query,), (query,))
@@ -588,7 +589,7 @@ def test_what_is_written_once_is_not_read(block_sizes, of_keys_too):
         return jax.vjp(partial(blockwise_attention, block_sizes=block_sizes), query, key, value)[1](cotangents)
 
     x, lse = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((32, 4, 8), (4, 32)))
-    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=1, alone=1, few=1)):
+    with mock.patch("attention_jax.block_sizes.CPU", CPU._replace(step=1, alone=1, few=1)):
         program = jax.jit(backward).lower(x, x, x, (x, lse)).as_text()
     taken = [line for line in program.splitlines() if "stablehlo.dynamic_slice" in line]
     # of query, key and value in both passes; log-sum-exp and cotangents; what is added to for the key and the value
@@ -614,7 +615,7 @@ def test_gradient_of_a_bias_that_all_blocks_share(block_sizes, arrays):
 
 def one_head_a_step(*arrays, **options):
     """All keys of a head in a step of a loop: which takes each key once, and cuts it out of the caller's array."""
-    with mock.patch("attention_jax.blockwise.CPU", CPU._replace(step=1, tile=4)):
+    with mock.patch("attention_jax.block_sizes.CPU", CPU._replace(step=1, tile=4)):
         return blockwise_attention(*arrays, **options)[0]
 
 
@@ -751,8 +752,8 @@ def test_products_that_loops_sum(heads):
 def test_what_counts_as_few_keys():
     """No more than a head has channels, or twice so many up to 128, or 64; but for the channels, than are in a tile."""
     cases = [(1, 8), (64, 8), (65, 32), (100, 50), (101, 50), (128, 64), (129, 128), (256, 256), (257, 256)]
-    assert [_few(S, H, CPU.tile) for S, H in cases] == [True, True, False, True, False, True, False, True, False]
-    assert _few(32, 16, 32) and not _few(33, 16, 32) and _few(33, 33, 32)
+    assert [few_keys(S, H, CPU.tile) for S, H in cases] == [True, True, False, True, False, True, False, True, False]
+    assert few_keys(32, 16, 32) and not few_keys(33, 16, 32) and few_keys(33, 33, 32)
 
 
 @pytest.mark.slow
@@ -859,7 +860,7 @@ def test_by_rows(queries, keys):
     many_steps = CPU._replace(block=block, narrow=block, step=1, few=1)
     for sizes, old in ((CPU, True), (CPU, False), (many_steps, True)):
         old_xla = mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", old)
-        with old_xla, mock.patch("attention_jax.blockwise.CPU", sizes):
+        with old_xla, mock.patch("attention_jax.block_sizes.CPU", sizes):
             suite.close(jax.jit(partial(modes, "blockwise"))(*inputs), truth, 1e-5)
 
 
@@ -961,7 +962,7 @@ def test_an_only_block_of_many_keys(heads, mask, score):
     modes = partial(every_mode, cotangent, mask=mask, score=score)
     truth = exact(modes, inputs)
     for tile in (128, 16):
-        with mock.patch("attention_jax.blockwise.CPU", CPU._replace(tile=tile)):
+        with mock.patch("attention_jax.block_sizes.CPU", CPU._replace(tile=tile)):
             suite.close(jax.jit(partial(modes, "blockwise"))(*inputs), truth, 1e-5)
 
 

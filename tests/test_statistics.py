@@ -10,7 +10,7 @@ import reference
 from jax.test_util import check_grads
 
 import attention_jax as aj
-from attention_jax import blockwise, scores
+from attention_jax import block_sizes, scores
 from attention_jax import statistics as ours
 from attention_jax.statistics import AttentionStatistics, attention_statistics
 
@@ -32,9 +32,9 @@ MASKS = {
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    sizes = (6, 6), blockwise.CPU._replace(tile=4)
+    sizes = (6, 6), block_sizes.CPU._replace(tile=4)
     monkeypatch.setattr(
-        ours, "grid_for", lambda mask, score, query, value, platform: blockwise.block_grid(query, value, *sizes)
+        ours, "grid_for", lambda mask, score, query, value, platform: block_sizes.block_grid(query, value, *sizes)
     )
 
 
@@ -252,7 +252,7 @@ def test_dtypes():
 
 
 def test_blocks_are_those_of_attention():
-    assert ours.grid_for is blockwise.grid_for
+    assert ours.grid_for is block_sizes.grid_for
 
 
 def test_a_log_sum_exp_of_a_narrow_dtype_does_not_narrow_the_rest():

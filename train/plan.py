@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tyro
 
-from attention_jax.blockwise import CPU
+from attention_jax.block_sizes import CPU
 from configs import PRESETS
 from configs.schema import Config, Model
 from train.__main__ import take_preset
