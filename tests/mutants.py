@@ -139,7 +139,7 @@ MUTANTS = [
     Mutant("blocks/steps.py", "grid.length(\"g\") * grid.length(\"t\") > 1", "True", "test_blockwise.py::test_what_counts_as_tiny"),
     Mutant("blocks/attention_rule.py", "self.lone and not self.tiny", "self.lone", "test_blockwise.py::test_a_lone_key_is_looked_at_together_with_its_value"),
     Mutant("blocks/attention_rule.py", "if self.marks or not", "if self.lone or not", "test_blockwise.py::test_a_lone_key_is_looked_at_together_with_its_value"),
-    Mutant("blocks/steps.py", "multiplications <= 2**11", "multiplications < 2**11", "test_blockwise.py::test_what_loops_sum"),
+    Mutant("blocks/steps.py", "channels >= 2**7", "channels > 2**7", "test_blockwise.py::test_what_loops_sum"),
     Mutant("blocks/steps.py", "grid.length(\"s\")) > 1", "grid.length(\"s\")) > 0", "test_blockwise.py::test_what_loops_sum"),
     Mutant("blocks/attention_rule.py", "jnp.where((lse < jnp.inf)[:, None], rows, 0) if self.guards else rows", "rows", "test_blockwise.py::test_a_row_without_an_answer_takes_nothing_even_of_nan"),
     Mutant("blocks/softmax.py", "if not rule.guards:", "if False:", "test_blockwise.py::test_a_row_without_an_answer_takes_nothing_even_of_nan"),

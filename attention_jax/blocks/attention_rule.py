@@ -55,9 +55,7 @@ class AttentionRule:
     many_rows: bool = False  # whether enough that one operation of their products and weights pays
     many_small: bool = False  # whether many blocks are each too small for more than one core
     tiny: bool = False  # whether an operation more takes longer than all of them
-    summed: bool = (
-        False  # whether all is so small that its loops have summed products before a matrix product has begun
-    )
+    summed: bool = False  # whether its loops have summed products before a matrix product has begun
 
     @property
     def positional(self) -> bool:

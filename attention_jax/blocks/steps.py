@@ -28,5 +28,5 @@ def summed(grid: Grid, channels: int) -> bool:
     """Whether a loop of XLA's has summed the products of two matrices, of so many channels, before its matrix product
     has begun. Less than 128 multiplications it computes without delay, whatever they are part of; and where there is
     one query or one key, it makes sums itself."""
-    multiplications = math.prod(grid.lengths) * channels
-    return min(grid.length("t"), grid.length("s")) > 1 and 2**7 <= multiplications <= 2**11
+    matrices = min(grid.length("t"), grid.length("s")) > 1
+    return matrices and tiny(grid, channels) and math.prod(grid.lengths) * channels >= 2**7
