@@ -124,9 +124,9 @@ class AttentionRule:
         return (1, self.scale, 1) if self.few else (self.scale, 1, 1)
 
     def turns(self, T, S):
-        """Whether a product takes keys turned, by columns: few, of narrow heads, for more than one query. Without a sum
-        of zeros: divided, it takes longer."""
-        return OLD_XLA and self.few and T > 1 and self.channels[0] <= min(S, 32)
+        """Whether a product takes keys turned, by columns: of narrow heads, for more than one query. Without a sum of
+        zeros: divided, it takes longer."""
+        return OLD_XLA and self.by_rows and T > 1 and self.channels[0] <= min(S, 32 if self.few else 8)
 
     def cleaned(self, operands):
         """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
