@@ -28,9 +28,12 @@ class Sizes(NamedTuple):
     """Numbers in the largest array of one step, be that scores, queries or keys; at most twice as many, if they are all
     there are. An accelerator wants to be filled."""
     alone: int
-    """The same of all three arrays together, beside derivatives, if they are all there are: what both passes ask for is
-    then made once. Few keys are taken so without derivatives, too. On a CPU, what a program has of arrays should stay
-    below 32 MiB, from where on malloc gives memory back after each call."""
+    """Numbers in all the arrays that XLA keeps at a time, if it takes all there is at once: beside derivatives, where
+    what both passes ask for is then made once, and of few keys without them, too. On a CPU they should stay below 32
+    MiB, from where on malloc gives memory back after each call."""
+    kept: int
+    """Arrays of scores that XLA keeps at a time beside derivatives: one more under a mask, of keys by rows, and of
+    heads in groups."""
     few: int
     """As `step`, of few keys, if they are not all there are, and of few queries, for which keys are the largest arrays:
     their steps should stay in the cache. A lone query makes no matrix product."""
@@ -39,13 +42,15 @@ class Sizes(NamedTuple):
     the last. Only steps of at most `step` scores, or of all keys: others would need more memory than that."""
 
 
-CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, alone=3 * 2**20, few=2**18, together=2)
-ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, alone=2**26, few=2**25, together=1)
+CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, alone=2**23, kept=2, few=2**18, together=2)
+ACCELERATOR = Sizes(block=2048, narrow=1024, tile=256, step=2**25, alone=2**27, kept=2, few=2**25, together=1)
 
 
 def sizes_for(mask: Mask | None, score: Score | None, platform: str) -> Sizes:
     """What suits the platform. Functions are traced for one shape: they have no tiles, but smaller blocks."""
     sizes = CPU if platform == "cpu" else ACCELERATOR
+    if mask is not None:
+        sizes = sizes._replace(kept=sizes.kept + 1)
     if holds_function(mask, score):
         return sizes._replace(block=sizes.block // 2, tile=sys.maxsize)
     return sizes
@@ -92,22 +97,33 @@ def block_grid(
     def arrays(T: int, S: int) -> tuple[int, int, int]:  # of a group of heads: scores, queries and keys
         return G * T * S, G * T * channels, S * channels
 
-    whole, part = arrays(T, S), arrays(t, s)
-    alone = sizes.alone // (B * K * sum(whole)) if uncut or whole == part else 0
-    if few and not alone:  # queries are the largest arrays; to fill the last block, all would be copied
-        t = min(t, _fit_whole(T, min(t, max(2 * sizes.step // (G * channels), 32))))
-        part = arrays(t, s)
+    def step_of(groups: int, t: int) -> tuple[int, ...]:
+        k = divisor(K, groups)
+        return 1, divisor(B, groups // k), k, G, t, s
+
+    scores, *others = whole = arrays(T, S)
+    kept = sizes.kept + (few or 2 * T <= S) + (G > 1)
+    forward = sizes.alone // (B * K * (2 * scores + sum(others)))
+    alone = sizes.alone // (B * K * (kept * scores + 2 * sum(others)))
+    if not uncut and whole != arrays(t, s):
+        forward = alone = 0
+    if min(channels**2 // 256, 64) > S:  # so little is done with each number that they should stay in the cache
+        forward = 0
+    rows = t
+    if few:  # queries are the largest arrays; to fill the last block, all would be copied
+        rows = min(t, _fit_whole(T, min(t, max(2 * sizes.step // (G * channels), 32))))
+        t = t if forward else rows
     step = sizes.few if few or (s == S and T > 1 and _few_queries(T, G, channels)) else sizes.step
-    all_at_once = alone if few else 2 * step // (B * K * max(whole))
-    groups = B * K if all_at_once else max(step // max(part), 1)
-    k = divisor(K, groups)
-    b = divisor(B, groups // k)
-    together = sizes.together if s >= S or b * k * G * t * s <= sizes.step else 1
+    all_at_once = forward if few else 2 * step // (B * K * max(whole))
+    some = step_of(max(step // max(arrays(rows, s)), 1), rows)
+    taken = step_of(B * K, t) if all_at_once else some
+    lengths = 1, B, K, G, -(-T // t) * t, -(-S // s) * s
+    beside = lengths if alone else some if few else taken
+    together = sizes.together if s >= S or math.prod(taken) <= sizes.step else 1
     # to cut off what is hidden of few keys costs more than it saves, unless they are more than two tiles
     tile = max(sizes.tile, min(s, 2 * sizes.tile)) if few else sizes.tile
-    examples = step // (B * K * max(part)), all_at_once, max(all_at_once, alone)
-    lengths, taken = (1, B, K, G, -(-T // t) * t, -(-S // s) * s), (1, b, k, G, t, s)
-    return Grid(lengths, taken, lengths if alone else taken, tile, together, examples)
+    examples = step // (B * K * max(arrays(t, s))), all_at_once, alone if few else max(all_at_once, alone)
+    return Grid(lengths, taken, beside, tile, together, examples)
 
 
 def few_keys(S: int, H: int, tile: int) -> bool:

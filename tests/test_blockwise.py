@@ -17,7 +17,7 @@ from x64 import x64_if
 import attention_jax as aj
 from attention_jax import scores
 from attention_jax.block_sizes import CPU, block_grid, few_keys, grid_for
-from attention_jax.blocks.steps import many_rows, many_small, summed, tiny
+from attention_jax.blocks.steps import in_place, many_rows, many_small, summed, tiny
 from attention_jax.blocks.tiles import tiles_at
 from attention_jax.blockwise import blockwise_attention, canonical
 from attention_jax.devices import device_of
@@ -462,13 +462,37 @@ def test_gradients_of_few_queries_through_a_function_of_the_shape_of_a_block(T, 
     suite.close(gradients("blockwise"), gradients("reference"))
 
 
-@pytest.mark.parametrize("B, T, S, t", [
-    (1, 3000, 7, 3000), (2, 3000, 7, 1500), (2, 3001, 7, 3001), (8, 4096, 77, 1024), (8, 4099, 77, 1367),
+@pytest.mark.parametrize("B, T, S, t, beside", [
+    (1, 3000, 32, 3000, 3000), (1, 3000, 7, 1500, 3000), (1, 8192, 16, 8192, 2048), (3, 3000, 7, 1500, 1500),
+    (3, 3001, 7, 3001, 3001), (8, 4096, 77, 1024, 1024), (8, 4099, 77, 1367, 1367),
 ])  # fmt: skip
-def test_many_queries_of_few_keys_are_cut_up_unless_beside_derivatives_they_are_all(B, T, S, t):
-    """With nothing to fill in the last block, if that can be; in no larger blocks than those of a million scores."""
+def test_many_queries_of_few_keys_are_cut_up_unless_all_are_taken_at_once(B, T, S, t, beside):
+    """With nothing to fill in the last block, if that can be; in no larger blocks than those of a million scores. The
+    fewest keys are cut up in any case, but for derivatives."""
     grid = grid_for(None, None, (B, T, 8, 64), (B, S, 1, 64), "cpu")
-    assert grid.size("t") == t and grid.derived().alone == (B == 1)
+    assert (grid.size("t"), grid.derived().size("t")) == (t, beside)
+    assert grid.alone == (B == 1 and t == T) and grid.derived().alone == (B == 1 and beside == T)
+
+
+@pytest.mark.parametrize("K, S, mask, most", [
+    (8, 64, None, 21), (8, 64, aj.causal(), 18), (1, 64, None, 20), (8, 128, None, 12), (8, 129, aj.causal(), 12),
+    (8, 129, None, 15), (8, 256, None, 7),
+])  # fmt: skip
+def test_what_is_taken_at_once_beside_derivatives_is_what_malloc_does_not_give_back(K, S, mask, most):
+    """Of fewer examples where XLA keeps more arrays of scores: under a mask, of heads in groups, of keys by rows."""
+    for B in (most, most + 1):
+        grid = grid_for(mask, None, (B, 128, 8, 64), (B, S, K, 64), "cpu").derived()
+        assert grid.alone == (most == B)
+
+
+def test_examples_of_a_vmap_are_taken_at_once_in_a_forward_pass_if_not_beside_derivatives():
+    grid = grid_for(None, None, (2048, 8, 64), (16, 1, 64), "cpu")
+    some = grid.of_examples(4, apart=False)
+    assert some.alone and not some.derived().alone
+    assert grid.derived().of_examples(4, apart=False).sizes == some.derived().sizes
+    assert not grid.of_examples(8, apart=False).alone
+    cut = grid_for(None, None, (8192, 8, 64), (16, 1, 64), "cpu")
+    assert cut.of_examples(1, apart=False).derived().sizes == cut.derived().sizes != cut.sizes
 
 
 @pytest.mark.parametrize("T, S, mask, heads", [
@@ -539,7 +563,7 @@ def test_steps_larger_than_they_should_be_run_together_only_if_they_are_of_all_k
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 4, 32), (256, 8, 64)])
-@pytest.mark.parametrize("examples", [8, 100])
+@pytest.mark.parametrize("examples", [8, 200])
 def test_steps_of_a_vmap_are_those_of_a_batch(shape, examples):
     """As many, each of as many examples."""
     x = jax.ShapeDtypeStruct((examples, *shape), jnp.float32)
@@ -693,6 +717,20 @@ def test_what_counts_as_many_small_blocks():
         assert many_small(grid_for(None, None, (length, N, H), (length, K, H), "cpu"), H) == many
 
 
+def test_queries_of_a_group_stay_in_place_where_all_share_few_keys():
+    for (K, S, H), stay in {(1, 8, 16): True, (1, 8, 15): False, (2, 8, 16): False}.items():
+        assert in_place(grid_for(None, None, (4, 6, H), (S, K, H), "cpu"), H) == stay
+
+
+def test_queries_in_place_are_not_copied():
+    """But beside derivatives, whose products take less time of a copy."""
+    query, key = jax.ShapeDtypeStruct((64, 100, 12, 16), jnp.float32), jax.ShapeDtypeStruct((64, 1, 1, 16), jnp.float32)
+    attend = partial(aj.attention, implementation="blockwise")
+    turned = "(tensor<64x100x12x16xf32>) -> tensor<64x12x100x16xf32>"
+    for function, copied in {attend: False, jax.grad(lambda *x: attend(*x).sum()): True}.items():
+        assert (turned in jax.jit(function).lower(query, key, key).as_text()) == copied
+
+
 def test_what_counts_as_many_rows():
     """2048, in all heads and examples."""
     for T, many in {256: True, 255: False}.items():
@@ -781,11 +819,11 @@ def test_a_cut_block_of_few_keys():
         suite.close(ours, jax.jit(partial(both, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
 
 
-@pytest.mark.parametrize("H", [32, 33])
-def test_keys_of_narrow_heads_are_turned(H):
-    """Which a barrier keeps XLA from undoing: of up to 32 channels, for more than one query."""
-    for T, turned in {2: H == 32, 1: False}.items():
-        query, key = (jax.ShapeDtypeStruct((length, 2, H), jnp.float32) for length in (T, 64))
+@pytest.mark.parametrize("S, H, narrow", [(64, 32, True), (64, 33, False), (65, 8, True), (65, 9, False)])
+def test_keys_of_narrow_heads_are_turned(S, H, narrow):
+    """Which a barrier keeps XLA from undoing: of up to 32 channels, or 8 if keys are not few, for more than a query."""
+    for T, turned in {2: narrow, 1: False}.items():
+        query, key = (jax.ShapeDtypeStruct((length, 2, H), jnp.float32) for length in (T, S))
         with mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", True):
             program = jax.jit(aj.attention).lower(query, key, key).as_text()
         assert ("optimization_barrier" in program) == turned
@@ -808,8 +846,8 @@ def test_steps_of_few_queries_are_of_few_keys():
 
 
 def test_steps_stay_below_what_malloc_gives_back():
-    shapes = [(batch, 64, 8, 64) for batch in (32, 33)]
-    assert [grid_for(None, None, shape, shape, "cpu").size("b") for shape in shapes] == [32, 3]
+    shapes = [(batch, 64, 8, 64) for batch in (64, 65)]
+    assert [grid_for(None, None, shape, shape, "cpu").size("b") for shape in shapes] == [64, 5]
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ class AttentionRule:
     softmax_at_once: bool = False  # whether it makes one operation of the softmax of few
     many_rows: bool = False  # whether enough that one operation of their products and weights pays
     many_small: bool = False  # whether many blocks are each too small for more than one core
+    in_place: bool = False  # whether a copy of the queries of a group costs more than it saves
     tiny: bool = False  # whether an operation more takes longer than all of them
     summed: bool = False  # whether its loops have summed products before a matrix product has begun
 
@@ -74,6 +75,7 @@ class AttentionRule:
             softmax_at_once=self.few and not OLD_XLA,
             many_rows=steps.many_rows(grid),
             many_small=self.cpu and OLD_XLA and steps.many_small(grid, self.channels[0]),
+            in_place=self.few and not self.derived and steps.in_place(grid, self.channels[0]),
             tiny=steps.tiny(grid, max(self.channels)),
             summed=self.few and self.precision is None and steps.summed(grid, max(self.channels)),
         )
@@ -89,8 +91,11 @@ class AttentionRule:
         return self.lone and not self.tiny
 
     @property
-    def heads_first(self) -> bool:
-        return self.by_rows or self.alone
+    def first(self):
+        """The axes that a step puts first: of heads and examples, but not of a group's heads if they stay in place."""
+        if not (self.by_rows or self.alone):
+            return ""
+        return "xbk" if self.in_place else "xbkg"
 
     @property
     def scoreless(self) -> bool:
@@ -311,7 +316,7 @@ class AttentionRule:
         d_logits = d_logits * self.scales[2]
 
         # a sum of zeros is fused with a product if no other asks for the same; in the tiles of a loop that did not pay
-        apart = jnp.abs if self.heads_first or not masked else jnp.asarray
+        apart = jnp.abs if self.first or not masked else jnp.asarray
         first = len(operands) - 4
         gradients = dict(zip(range(self.mask_arrays, self.mask_arrays + self.score_arrays), d_score, strict=True))
         if first in moving:

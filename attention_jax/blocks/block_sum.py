@@ -55,7 +55,7 @@ class BlockSum(Sweep):
         rule = Transposed(self.rule, len(self.axes), moving, types, given)
         known = [(self.axes[index], operands[index]) for index, ours in enumerate(linear) if not ours]
         known += [(self.out_axes[index], cotangents[index]) for index in given]
-        if self.grid.steps("t") == 1 and not self.rule.heads_first:
+        if self.grid.steps("t") == 1 and not self.rule.first:
             # by columns, XLA transposes a lone block while it cuts it, slowly on a CPU
             known = [reordered("xbkg", *each) for each in known]
         axes, arrays = zip(*known, strict=True)

@@ -40,10 +40,13 @@ class Grid:
 
     def of_examples(self, count: int, apart: bool) -> "Grid":
         """The same for so many examples of `vmap`, each with steps of its own if they are `apart`."""
-        some, most, derived_most = self.examples
-        size = 1 if apart else count if count <= most else divisor(count, some)
-        sizes = (size, *self.sizes[1:])
-        derived_sizes = (count, *self.derived_sizes[1:]) if count <= derived_most and not apart else sizes
+        some, most, derived_most = (1, 0, 0) if apart else self.examples
+        part = divisor(count, some)
+        sizes = count if count <= most else part, *self.sizes[1:]
+        if count <= derived_most:
+            derived_sizes = count, *self.derived_sizes[1:]
+        else:
+            derived_sizes = part, *map(min, self.sizes[1:], self.derived_sizes[1:])
         return replace(self, lengths=(count, *self.lengths[1:]), sizes=sizes, derived_sizes=derived_sizes)
 
     def derived(self) -> "Grid":

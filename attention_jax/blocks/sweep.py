@@ -33,8 +33,8 @@ class Rule(Protocol):
     """Whether only the distance of two positions says if they count."""
     padded: bool
     """Whether the last keys do not count, whatever stands there."""
-    heads_first: bool
-    """Whether a step puts heads first in all it takes, before anything else is done."""
+    first: str
+    """The axes that a step puts first in all it takes, before anything else is done."""
 
     def fitted(self, grid: Grid) -> "Rule":
         """The same, for the steps of this grid."""
@@ -68,8 +68,8 @@ class SamePairs:
         return self.rule.padded
 
     @property
-    def heads_first(self) -> bool:
-        return self.rule.heads_first
+    def first(self) -> str:
+        return self.rule.first
 
     def fitted(self, grid: Grid) -> "SamePairs":
         return replace(self, rule=self.rule.fitted(grid))
@@ -193,8 +193,8 @@ class Sweep(Operation):
     def by_head(self, fn: Callable, axes, out_axes, start, blocks, tile: Tile) -> tuple[jax.Array, ...]:
         """`fn(block, *operands)` of one head's tile in float32 or better, mapped over the heads and examples of a step;
         where an output lacks one of their axes, it is summed over it."""
-        if self.rule.heads_first:
-            axes, blocks = zip(*map(partial(reordered, "xbkg"), axes, blocks), strict=True)
+        if self.rule.first:
+            axes, blocks = zip(*map(partial(reordered, self.rule.first), axes, blocks), strict=True)
         blocks = [_widened(cut_tile(names, block, tile)) for names, block in zip(axes, blocks, strict=True)]
         rows = start["t"] + tile.t[0] + jnp.arange(tile.t[1])
         columns = start["s"] + tile.s[0] + jnp.arange(tile.s[1])
