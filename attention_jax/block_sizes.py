@@ -103,12 +103,12 @@ def block_grid(
 
     scores, *others = whole = arrays(T, S)
     kept = sizes.kept + (few or 2 * T <= S) + (G > 1)
-    forward = sizes.alone // (B * K * (2 * scores + sum(others)))
+    # the fewest do so little with each number that those of many queries should stay in the cache
+    fewest = min(channels**2 // 256, 64) > S
+    forward = (sizes.alone // 4 if fewest else sizes.alone) // (B * K * (2 * scores + sum(others)))
     alone = sizes.alone // (B * K * (kept * scores + 2 * sum(others)))
     if not uncut and whole != arrays(t, s):
         forward = alone = 0
-    if min(channels**2 // 256, 64) > S:  # so little is done with each number that they should stay in the cache
-        forward = 0
     rows = t
     if few:  # queries are the largest arrays; to fill the last block, all would be copied
         rows = min(t, _fit_whole(T, min(t, max(2 * sizes.step // (G * channels), 32))))

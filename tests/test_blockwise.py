@@ -463,12 +463,12 @@ def test_gradients_of_few_queries_through_a_function_of_the_shape_of_a_block(T, 
 
 
 @pytest.mark.parametrize("B, T, S, t, beside", [
-    (1, 3000, 32, 3000, 3000), (1, 3000, 7, 1500, 3000), (1, 8192, 16, 8192, 2048), (3, 3000, 7, 1500, 1500),
+    (1, 3000, 7, 3000, 3000), (1, 4096, 7, 2048, 4096), (1, 8192, 16, 8192, 2048), (3, 3000, 7, 1500, 1500),
     (3, 3001, 7, 3001, 3001), (8, 4096, 77, 1024, 1024), (8, 4099, 77, 1367, 1367),
 ])  # fmt: skip
 def test_many_queries_of_few_keys_are_cut_up_unless_all_are_taken_at_once(B, T, S, t, beside):
     """With nothing to fill in the last block, if that can be; in no larger blocks than those of a million scores. The
-    fewest keys are cut up in any case, but for derivatives."""
+    fewest keys are cut up sooner, but for derivatives."""
     grid = grid_for(None, None, (B, T, 8, 64), (B, S, 1, 64), "cpu")
     assert (grid.size("t"), grid.derived().size("t")) == (t, beside)
     assert grid.alone == (B == 1 and t == T) and grid.derived().alone == (B == 1 and beside == T)
@@ -718,7 +718,7 @@ def test_what_counts_as_many_small_blocks():
 
 
 def test_queries_of_a_group_stay_in_place_where_all_share_few_keys():
-    for (K, S, H), stay in {(1, 8, 16): True, (1, 8, 15): False, (2, 8, 16): False}.items():
+    for (K, S, H), stay in {(1, 8, 16): True, (1, 8, 15): False, (2, 8, 16): False, (1, 17, 64): False}.items():
         assert in_place(grid_for(None, None, (4, 6, H), (S, K, H), "cpu"), H) == stay
 
 
@@ -819,9 +819,11 @@ def test_a_cut_block_of_few_keys():
         suite.close(ours, jax.jit(partial(both, "reference"))(*(x.astype("float64") for x in inputs)), 1e-5)
 
 
-@pytest.mark.parametrize("S, H, narrow", [(64, 32, True), (64, 33, False), (65, 8, True), (65, 9, False)])
+@pytest.mark.parametrize(
+    "S, H, narrow", [(64, 32, True), (64, 33, False), (512, 8, True), (65, 9, False), (513, 8, False)]
+)
 def test_keys_of_narrow_heads_are_turned(S, H, narrow):
-    """Which a barrier keeps XLA from undoing: of up to 32 channels, or 8 if keys are not few, for more than a query."""
+    """Which a barrier keeps XLA from undoing: of up to 32 channels, or of 8 and 512 keys, for more than a query."""
     for T, turned in {2: narrow, 1: False}.items():
         query, key = (jax.ShapeDtypeStruct((length, 2, H), jnp.float32) for length in (T, S))
         with mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", True):

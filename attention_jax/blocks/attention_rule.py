@@ -131,7 +131,8 @@ class AttentionRule:
     def turns(self, T, S):
         """Whether a product takes keys turned, by columns: of narrow heads, for more than one query. Without a sum of
         zeros: divided, it takes longer."""
-        return OLD_XLA and self.by_rows and T > 1 and self.channels[0] <= min(S, 32 if self.few else 8)
+        narrow = self.channels[0] <= min(S, 32) if self.few else self.channels[0] <= 8 and S <= 512
+        return OLD_XLA and self.by_rows and T > 1 and narrow
 
     def cleaned(self, operands):
         """As `unpack`, with 0 for what is not finite in query, key and value: see `dot_product._finite_rows`. Done to
