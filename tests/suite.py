@@ -41,9 +41,8 @@ def many_small_blocks(*arrays, **options):
 
 def one_block(*arrays, at_once=False, **options):
     """All weights in one block, which has ways of its own where the keys are few, as an old XLA wants them, or a new
-    one; and others where it has many queries."""
-    old = mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", not at_once)
-    with old, mock.patch("attention_jax.blocks.steps.many_rows", return_value=True):
+    one."""
+    with mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", not at_once):
         return blockwise(*arrays, **{**options, "block_sizes": None, "tile": CPU.tile})
 
 

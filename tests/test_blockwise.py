@@ -17,7 +17,7 @@ from x64 import x64_if
 import attention_jax as aj
 from attention_jax import scores
 from attention_jax.block_sizes import CPU, block_grid, few_keys, grid_for
-from attention_jax.blocks.steps import in_place, many_rows, many_small, summed, tiny
+from attention_jax.blocks.steps import in_place, many_small, summed, tiny
 from attention_jax.blocks.tiles import tiles_at
 from attention_jax.blockwise import blockwise_attention, canonical
 from attention_jax.devices import device_of
@@ -580,7 +580,7 @@ def test_steps_of_a_vmap_are_those_of_a_batch(shape, examples):
 
 def test_what_xla_makes_of_a_step_is_asked_again_for_a_vmap():
     x = jnp.ones((8, 64, 4, 32))
-    with mock.patch("attention_jax.blocks.steps.many_rows", return_value=True) as asked:
+    with mock.patch("attention_jax.blocks.steps.many_small", return_value=True) as asked:
         jax.vmap(aj.attention)(x, x, x)
     assert asked.call_args.args[0].length("x") == 8
 
@@ -729,12 +729,6 @@ def test_queries_in_place_are_not_copied():
     turned = "(tensor<64x100x12x16xf32>) -> tensor<64x12x100x16xf32>"
     for function, copied in {attend: False, jax.grad(lambda *x: attend(*x).sum()): True}.items():
         assert (turned in jax.jit(function).lower(query, key, key).as_text()) == copied
-
-
-def test_what_counts_as_many_rows():
-    """2048, in all heads and examples."""
-    for T, many in {256: True, 255: False}.items():
-        assert many_rows(grid_for(None, None, (2, T, 4, 8), (2, 16, 2, 8), "cpu")) == many
 
 
 def test_what_counts_as_tiny():
@@ -935,8 +929,7 @@ def test_an_only_block_of_which_a_key_is_poisoned(T, S, H, dropout, old):
         (output, lse), pull = jax.vjp(attend, *inputs)
         return (output, jnp.moveaxis(lse, 1, 2)), pull((cotangent, jnp.ones_like(lse)))
 
-    old_xla = mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", old)
-    with old_xla, mock.patch("attention_jax.blocks.steps.many_rows", return_value=True):
+    with mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", old):
         outputs, gradients = both(*inputs)
     for which, poison in itertools.product((1, 2), (np.nan, np.inf, -np.inf)):
         poisoned, taken_back = both(*inputs[:which], inputs[which].at[:, 0, 1, 2].set(poison), *inputs[which + 1 :])

@@ -52,7 +52,6 @@ class AttentionRule:
     # what XLA makes of the steps, which `fitted` finds out
     alone: bool = False  # whether forward and backward pass are a step each, so that XLA makes once what both ask for
     softmax_at_once: bool = False  # whether it makes one operation of the softmax of few
-    many_rows: bool = False  # whether enough that one operation of their products and weights pays
     many_small: bool = False  # whether many blocks are each too small for more than one core
     in_place: bool = False  # whether a copy of the queries of a group costs more than it saves
     tiny: bool = False  # whether an operation more takes longer than all of them
@@ -73,7 +72,6 @@ class AttentionRule:
             self,
             alone=self.cpu and self.derived and grid.alone,
             softmax_at_once=self.few and not OLD_XLA,
-            many_rows=steps.many_rows(grid),
             many_small=self.cpu and OLD_XLA and steps.many_small(grid, self.channels[0]),
             in_place=self.few and not self.derived and steps.in_place(grid, self.channels[0]),
             tiny=steps.tiny(grid, max(self.channels)),
@@ -203,8 +201,8 @@ class AttentionRule:
 
     def checked(self, block, masked, mask, logits, finite):
         """The logits, -inf where a key is not seen, NaN where it is and they are not of what is finite."""
-        if self.scoreless and self.many_rows and self.turns(*logits.shape):
-            checked = logits + (logits - logits)  # of which YNNPACK makes one operation with product and exponential
+        if OLD_XLA and self.few and self.scoreless:  # YNNPACK makes one operation of it with product and exponential
+            checked = finite_or_nan(logits)
         else:
             shown = finite if self.scoreless else finite | (logits == -jnp.inf)
             checked = jnp.where(shown, logits, jnp.nan)

@@ -5,12 +5,6 @@ import math
 from attention_jax.blocks.grid import Grid
 
 
-def many_rows(grid: Grid) -> bool:
-    """Whether a step has so many queries, in all its heads, that one operation of their products and exponentials takes
-    less time than several."""
-    return math.prod(map(grid.size, "xbkgt")) >= 2**11
-
-
 def many_small(grid: Grid, H: int) -> bool:
     """Whether a step has many blocks, each too small for more than one core: XLA divides those of more channels. Of
     fewer, or of heads in groups, they were measured to take less time undivided."""
