@@ -94,7 +94,7 @@ def weighted_sums(
     S, K, Hv = value.shape[-3:]
     grid = grid_for(mask, score, query.shape, value.shape, platform_of(query))
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
-    rule = replace(problem.rule, few=False)  # of which the log-sum-exp would be their own
+    rule = replace(problem.rule, few=False).fitted(grid)  # of which the log-sum-exp would be their own
     operands, axes = in_order(rule, problem.operands, problem.axes)
     weighted = BlockSum(rule, grid, (*axes, "bkgt"), problem.out_axes(), problem.outputs())
     sums, total = weighted(*operands, problem.given(lse))

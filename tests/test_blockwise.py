@@ -825,6 +825,19 @@ def test_keys_of_narrow_heads_are_turned(S, H, narrow):
         assert ("optimization_barrier" in program) == turned
 
 
+@pytest.mark.parametrize("T, S, Hv, turned", [
+    (16, 3, 16, True), (16, 23, 16, True), (15, 3, 16, False), (16, 2, 16, False), (16, 25, 16, False),
+    (16, 8, 16, False), (16, 3, 17, False),
+])  # fmt: skip
+def test_weights_that_fill_no_vectors_are_turned(T, S, Hv, turned):
+    """And values, if they are of up to 16 channels, for 16 queries and more; not beside derivatives."""
+    query, key, value = (jax.ShapeDtypeStruct((n, 2, h), jnp.float32) for n, h in ((T, 64), (S, 64), (S, Hv)))
+    with mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", True):
+        forward = jax.jit(aj.attention).lower(query, key, value).as_text()
+        both = jax.jit(jax.grad(lambda *x: aj.attention(*x).sum())).lower(query, key, value).as_text()
+    assert ("optimization_barrier" in forward) == turned and "optimization_barrier" not in both
+
+
 def lowered(batch, queries, keys):
     query, key = (jax.ShapeDtypeStruct((batch, length, 8, 64), jnp.float32) for length in (queries, keys))
     return jax.jit(partial(aj.attention, implementation="blockwise")).lower(query, key, key)

@@ -51,7 +51,8 @@ class AttentionRule:
     derived: bool = False  # whether derivatives are taken in the same program, and the log-sum-exp given is `Softmax`'s
     # what XLA makes of the steps, which `fitted` finds out
     alone: bool = False  # whether forward and backward pass are a step each, so that XLA makes once what both ask for
-    softmax_at_once: bool = False  # whether it makes one operation of the softmax of few
+    weights_turned: bool = False  # whether weights and values are turned before their product, and this back
+    softmax_at_once: bool = False  # whether it makes one operation of the softmax of few, or needs it made
     many_small: bool = False  # whether many blocks are each too small for more than one core
     in_place: bool = False  # whether a copy of the queries of a group costs more than it saves
     tiny: bool = False  # whether an operation more takes longer than all of them
@@ -68,10 +69,12 @@ class AttentionRule:
 
     def fitted(self, grid):
         """The same, for the steps of this grid."""
+        weights_turned = OLD_XLA and self.few and not self.derived and steps.unfilled(grid, self.channels[1])
         return replace(
             self,
+            weights_turned=weights_turned,
+            softmax_at_once=self.few and (weights_turned or not OLD_XLA),
             alone=self.cpu and self.derived and grid.alone,
-            softmax_at_once=self.few and not OLD_XLA,
             many_small=self.cpu and OLD_XLA and steps.many_small(grid, self.channels[0]),
             in_place=self.few and not self.derived and steps.in_place(grid, self.channels[0]),
             tiny=steps.tiny(grid, max(self.channels)),
@@ -229,6 +232,9 @@ class AttentionRule:
             return summed(letters, one, other)
         if letters == "th,sh->ts" and self.turns(len(one), len(other)):
             return jnp.einsum("th,hs->ts", one, turned(other), precision=self.precision)
+        if letters == "ts,sh->th" and self.weights_turned:
+            product = jnp.einsum("hs,st->ht", turned(other), turned(one), precision=self.precision)
+            return jax.lax.optimization_barrier(product).T
         product = jnp.einsum(letters, one, other, precision=self.precision)
         if not self.many_small:
             return product

@@ -18,6 +18,14 @@ def in_place(grid: Grid, H: int) -> bool:
     return grid.length("k") == 1 and 2 * grid.length("s") <= min(H, 32)
 
 
+def unfilled(grid: Grid, Hv: int) -> bool:
+    """Whether rows of weights are no whole number of vectors, and values so narrow, that an old XLA's product of many
+    takes longer than that of both turned. This is turned back while it is copied, where to divide by the sums of the
+    weights would be slow. Measured with 2 to 128 keys of heads of 8 to 64 channels."""
+    S = grid.size("s")
+    return grid.size("t") >= 16 and 2 < S < 24 and S % 4 > 0 and Hv <= 16
+
+
 def tiny(grid: Grid, channels: int) -> bool:
     """Whether an operation of XLA's more takes longer than all that it does with so many channels, for several queries
     a key."""
