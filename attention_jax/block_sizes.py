@@ -101,12 +101,14 @@ def block_grid(
         k = divisor(K, groups)
         return 1, divisor(B, groups // k), k, G, t, s
 
-    scores, *others = whole = arrays(T, S)
+    scores, queries, keys = whole = arrays(T, S)
     kept = sizes.kept + (few or 2 * T <= S) + (G > 1)
-    # the fewest do so little with each number that those of many queries should stay in the cache
-    fewest = min(channels**2 // 256, 64) > S
-    forward = (sizes.alone // 4 if fewest else sizes.alone) // (B * K * (2 * scores + sum(others)))
-    alone = sizes.alone // (B * K * (kept * scores + 2 * sum(others)))
+    # the fewest queries or keys do so little with each number of the others that it should stay in the cache;
+    # of a lone key nothing is copied
+    enough = min(channels**2 // 256, 64)
+    fewest = enough > G * T or 1 < S < enough
+    forward = (sizes.alone // 4 if fewest else sizes.alone) // (B * K * (2 * scores + queries + 2 * keys))
+    alone = sizes.alone // (B * K * (kept * scores + 2 * queries + 2 * keys))
     if not uncut and whole != arrays(t, s):
         forward = alone = 0
     rows = t

@@ -485,6 +485,18 @@ def test_what_is_taken_at_once_beside_derivatives_is_what_malloc_does_not_give_b
         assert grid.alone == (most == B)
 
 
+def test_many_keys_of_few_queries_are_cut_up():
+    """So little is done with each that all, copied at once, would not stay in the cache."""
+    for T, B in {15: 16, 16: 80}.items():
+        grids = [grid_for(None, None, (b, T, 8, 64), (b, 64, 8, 64), "cpu") for b in (B, 2 * B)]
+        assert [grid.alone for grid in grids] == [True, False]
+
+
+def test_queries_of_a_lone_key_are_taken_at_once():
+    for S, alone in {1: True, 2: False}.items():
+        assert grid_for(None, None, (64, 512, 1, 128), (64, S, 1, 128), "cpu").alone == alone
+
+
 def test_examples_of_a_vmap_are_taken_at_once_in_a_forward_pass_if_not_beside_derivatives():
     grid = grid_for(None, None, (2048, 8, 64), (16, 1, 64), "cpu")
     some = grid.of_examples(4, apart=False)
@@ -825,6 +837,19 @@ def test_keys_of_narrow_heads_are_turned(S, H, narrow):
         assert ("optimization_barrier" in program) == turned
 
 
+@pytest.mark.parametrize("T, S, mask, at_once", [
+    (8, 8, None, True), (8, 9, None, False), (8, 7, None, False), (8, 8, aj.causal(), True), (129, 129, None, False),
+])  # fmt: skip
+@pytest.mark.parametrize("many_small", [True, False])
+def test_scores_are_checked_by_what_they_become(T, S, mask, at_once, many_small):
+    """Those of few keys, of no more than there are queries."""
+    query, key = (jax.ShapeDtypeStruct((length, 2, 64), jnp.float32) for length in (T, S))
+    old_xla = mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", True)
+    with old_xla, mock.patch("attention_jax.blocks.steps.many_small", return_value=many_small):
+        program = jax.jit(partial(aj.attention, mask=mask)).lower(query, key, key).as_text()
+    assert ("0x7FC00000" not in program) == (at_once and not many_small)
+
+
 @pytest.mark.parametrize("T, S, Hv, turned", [
     (16, 3, 16, True), (16, 23, 16, True), (15, 3, 16, False), (16, 2, 16, False), (16, 25, 16, False),
     (16, 8, 16, False), (16, 3, 17, False),
@@ -855,8 +880,8 @@ def test_steps_of_few_queries_are_of_few_keys():
 
 
 def test_steps_stay_below_what_malloc_gives_back():
-    shapes = [(batch, 64, 8, 64) for batch in (64, 65)]
-    assert [grid_for(None, None, shape, shape, "cpu").size("b") for shape in shapes] == [64, 5]
+    shapes = [(batch, 64, 8, 64) for batch in (51, 52)]
+    assert [grid_for(None, None, shape, shape, "cpu").size("b") for shape in shapes] == [51, 4]
 
 
 @pytest.mark.slow

@@ -92,6 +92,13 @@ class AttentionRule:
         return self.lone and not self.tiny
 
     @property
+    def checks_at_once(self):
+        """Whether YNNPACK makes one operation of products, checks and exponentials, and takes less time for it. It
+        would not divide a batch of small ones."""
+        few = self.few and self.scoreless and not self.many_small
+        return OLD_XLA and few and 8 <= self.keys <= self.queries
+
+    @property
     def first(self):
         """The axes that a step puts first: of heads and examples, but not of a group's heads if they stay in place."""
         if not (self.by_rows or self.alone):
@@ -204,7 +211,7 @@ class AttentionRule:
 
     def checked(self, block, masked, mask, logits, finite):
         """The logits, -inf where a key is not seen, NaN where it is and they are not of what is finite."""
-        if OLD_XLA and self.few and self.scoreless:  # YNNPACK makes one operation of it with product and exponential
+        if self.checks_at_once:
             checked = finite_or_nan(logits)
         else:
             shown = finite if self.scoreless else finite | (logits == -jnp.inf)
