@@ -93,10 +93,10 @@ class AttentionRule:
 
     @property
     def checks_at_once(self):
-        """Whether YNNPACK makes one operation of products, checks and exponentials, and takes less time for it. It
-        would not divide a batch of small ones."""
-        few = self.few and self.scoreless and not self.many_small
-        return OLD_XLA and few and 8 <= self.keys <= self.queries
+        """Whether YNNPACK makes one operation of products, checks and exponentials, and takes less time for it: of a
+        batch of small products, which it would not divide, only if they are `turned` in any case."""
+        divided = self.many_small and not self.turns(self.queries, self.keys)
+        return OLD_XLA and self.few and self.scoreless and not divided and 8 <= self.keys <= self.queries
 
     @property
     def first(self):
