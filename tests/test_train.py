@@ -276,6 +276,16 @@ def test_an_unknown_preset_is_refused():
         main(["txet"])
 
 
+def test_a_preset_goes_first():
+    with pytest.raises(InputError, match="the preset goes first: copy --steps 5"):
+        main(["--steps", "5", "copy"])
+
+
+def test_a_run_may_be_called_as_a_preset(monkeypatch):
+    monkeypatch.setattr("train.loop.run", lambda config: config.name)
+    assert main(["--name", "copy"]) == "copy"
+
+
 def test_an_error_is_one_line_and_status_2():
     result = command("train", "--data.path", "missing.txt")
     assert result.returncode == 2 and result.stdout == ""

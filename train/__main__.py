@@ -1,6 +1,7 @@
 """`python -m train [PRESET] [--field value ...]`: the command line of training."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import tyro
@@ -41,8 +42,11 @@ def take_preset(arguments: list[str]) -> str:
     """The name of the preset that the arguments begin with, which is taken away from them; `text` if they do not.
 
     Raises:
-      InputError: a preset that is not there.
+      InputError: a preset that is not there, or that comes after an option's value.
     """
+    for at, (before, name) in enumerate(pairwise(arguments), 1):
+        if name in PRESETS and not before.startswith("-") and arguments[0].startswith("-"):
+            raise InputError(f"the preset goes first: {name} {' '.join(arguments[:at])}")
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "text"
     if name not in PRESETS:
         raise InputError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
