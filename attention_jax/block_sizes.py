@@ -40,6 +40,8 @@ class Sizes(NamedTuple):
     together: int
     """Steps of the forward pass in one pass of its loop, so that a core of a CPU can begin the next while another ends
     the last. Only steps of at most `step` scores, or of all keys: others would need more memory than that."""
+    alike: bool = False
+    """Whether blocks are the same beside derivatives as without them: functions are traced for one shape."""
 
 
 CPU = Sizes(block=1024, narrow=256, tile=128, step=2**19, alone=2**23, kept=2, few=2**18, together=2)
@@ -52,7 +54,7 @@ def sizes_for(mask: Mask | None, score: Score | None, platform: str) -> Sizes:
     if mask is not None:
         sizes = sizes._replace(kept=sizes.kept + 1)
     if holds_function(mask, score):
-        return sizes._replace(block=sizes.block // 2, tile=sys.maxsize)
+        return sizes._replace(block=sizes.block // 2, tile=sys.maxsize, alike=True)
     return sizes
 
 
@@ -74,7 +76,7 @@ def grid_for(
     few_queries = _few_queries(T, N // K, max(H, Hv))
     if few_queries:
         columns = _fit_whole(S, columns)
-    uncut = few_queries and width >= S and not holds_function(mask, score)
+    uncut = few_queries and width >= S and not sizes.alike
     return block_grid(query_shape, value_shape, (T if columns >= S else rows, columns), sizes, uncut)
 
 
@@ -109,8 +111,10 @@ def block_grid(
     fewest = enough > G * T or 1 < S < enough
     forward = (sizes.alone // 4 if fewest else sizes.alone) // (B * K * (2 * scores + queries + 2 * keys))
     alone = sizes.alone // (B * K * (kept * scores + 2 * queries + 2 * keys))
-    if not uncut and whole != arrays(t, s):
-        forward = alone = 0
+    if whole != arrays(t, s):
+        forward, alone = 0, alone if uncut else 0
+    if few and sizes.alike:
+        forward = alone = min(forward, alone)
     rows = t
     if few:  # queries are the largest arrays; to fill the last block, all would be copied
         rows = min(t, _fit_whole(T, min(t, max(2 * sizes.step // (G * channels), 32))))

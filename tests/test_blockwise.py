@@ -462,6 +462,29 @@ def test_gradients_of_few_queries_through_a_function_of_the_shape_of_a_block(T, 
     suite.close(gradients("blockwise"), gradients("reference"))
 
 
+@pytest.mark.parametrize("H, alone", [(8, 3000), (64, 16000)], ids=["beside derivatives", "without"])
+@pytest.mark.parametrize("of", ["mask", "score"])
+def test_a_function_meets_the_same_block_in_both_passes(H, alone, of):
+    """Where other masks and scores have queries of few keys cut up in one pass only."""
+    *arrays, cotangent = suite.inputs((100, 5, 1, 1, H, H, ()))
+    table = jnp.sin(jnp.arange(200.0))
+
+    def attend(implementation, query, key, value, table):
+        options = {"score": lambda logit, head, t, s: logit + table[t - s + 50]}
+        if of == "mask":
+            options = {"mask": aj.mask_from_function(lambda t, s: table[t - s + 50] > -0.5)}
+        return aj.attention(query, key, value, implementation=implementation, **options)
+
+    def gradients(implementation):
+        return jax.jit(jax.vjp(partial(attend, implementation), *arrays, table)[1])(cotangent)
+
+    with mock.patch("attention_jax.block_sizes.CPU", CPU._replace(step=2**8, alone=alone)):
+        shapes = (100, 1, H), (5, 1, H)
+        other = grid_for(aj.prefix(3), None, *shapes, "cpu")
+        assert other.size("t") != other.derived().size("t")
+        suite.close(gradients("blockwise"), gradients("reference"))
+
+
 @pytest.mark.parametrize("B, T, S, t, beside", [
     (1, 3000, 7, 3000, 3000), (1, 4096, 7, 2048, 4096), (1, 8192, 16, 8192, 2048), (3, 3000, 7, 1500, 1500),
     (3, 3001, 7, 3001, 3001), (8, 4096, 77, 1024, 1024), (8, 4099, 77, 1367, 1367),
