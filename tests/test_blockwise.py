@@ -615,7 +615,7 @@ def test_steps_of_a_vmap_are_those_of_a_batch(shape, examples):
 
 def test_what_xla_makes_of_a_step_is_asked_again_for_a_vmap():
     x = jnp.ones((8, 64, 4, 32))
-    with mock.patch("attention_jax.blocks.steps.many_small", return_value=True) as asked:
+    with mock.patch("attention_jax.blocks.steps.tiny", return_value=False) as asked:
         jax.vmap(aj.attention)(x, x, x)
     assert asked.call_args.args[0].length("x") == 8
 
