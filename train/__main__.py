@@ -44,13 +44,15 @@ def take_preset(arguments: list[str]) -> str:
     Raises:
       InputError: a preset that is not there, or that comes after an option's value.
     """
+    if arguments and not arguments[0].startswith("-"):
+        name = arguments.pop(0)
+        if name not in PRESETS:
+            raise InputError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+        return name
     for at, (before, name) in enumerate(pairwise(arguments), 1):
-        if name in PRESETS and not before.startswith("-") and arguments[0].startswith("-"):
+        if name in PRESETS and not before.startswith("-"):
             raise InputError(f"the preset goes first: {name} {' '.join(arguments[:at])}")
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "text"
-    if name not in PRESETS:
-        raise InputError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
-    return name
+    return "text"
 
 
 def saved_config(name: str) -> Config | None:
