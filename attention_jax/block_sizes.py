@@ -104,7 +104,7 @@ def block_grid(
         return 1, divisor(B, groups // k), k, G, t, s
 
     scores, queries, keys = whole = arrays(T, S)
-    kept = sizes.kept + (few or 2 * T <= S) + (G > 1)
+    kept = sizes.kept + (few or outnumbered(T, S)) + (G > 1)
     # the fewest queries or keys do so little with each number of the others that it should stay in the cache;
     # of a lone key nothing is copied
     enough = min(channels**2 // 256, 64)
@@ -136,6 +136,11 @@ def few_keys(S: int, H: int, tile: int) -> bool:
     """Whether so many keys are few: scores are not the largest arrays, or rows of them so short that XLA's loops over
     them are slow. Measured with 1 to 512 keys and heads of 8 to 512 channels."""
     return max(min(2 * H, 128, tile), min(64, tile), H) >= S
+
+
+def outnumbered(T: int, S: int) -> bool:
+    """Whether so many queries, in one block, take keys by rows: to put them by columns pays in many steps."""
+    return 2 * T <= S
 
 
 def _few_queries(T: int, G: int, channels: int) -> bool:

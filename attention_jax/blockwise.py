@@ -15,7 +15,7 @@ from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from attention_jax.axes import by_group
-from attention_jax.block_sizes import block_grid, few_keys, grid_for, sizes_for
+from attention_jax.block_sizes import block_grid, few_keys, grid_for, outnumbered, sizes_for
 from attention_jax.blocks.attention_rule import AttentionRule
 from attention_jax.blocks.block_sum import BlockSum
 from attention_jax.blocks.grid import Grid
@@ -172,7 +172,7 @@ def canonical(
         queries=T,
         keys=S,
         padded=grid.length("s") != S,
-        by_rows=few or (cpu and grid.steps("t") == 1 and 2 * T <= S),  # to put them by columns pays in many steps
+        by_rows=few or (cpu and grid.steps("t") == 1 and outnumbered(T, S)),
         few=few,
         cpu=cpu,
         channels=(H, value.shape[-1]),

@@ -69,14 +69,15 @@ class AttentionRule:
 
     def fitted(self, grid):
         """The same, for the steps of this grid."""
-        weights_turned = OLD_XLA and self.few and not self.derived and steps.unfilled(grid, self.channels[1])
+        few_forward = self.few and not self.derived
+        weights_turned = OLD_XLA and few_forward and steps.unfilled(grid, self.channels[1])
         return replace(
             self,
             weights_turned=weights_turned,
             softmax_at_once=self.few and (weights_turned or not OLD_XLA),
             alone=self.cpu and self.derived and grid.alone,
             many_small=self.cpu and OLD_XLA and steps.many_small(grid, self.channels[0]),
-            in_place=self.few and not self.derived and steps.in_place(grid, self.channels[0]),
+            in_place=few_forward and steps.in_place(grid, self.channels[0]),
             tiny=steps.tiny(grid, max(self.channels)),
             summed=self.few and self.precision is None and steps.summed(grid, max(self.channels)),
         )
