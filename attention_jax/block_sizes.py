@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 
 from attention_jax.blocks.grid import Grid, divisor
+from attention_jax.blocks.steps import few_keys, outnumbered
 from attention_jax.captured import holds_function
 from attention_jax.mask_tree import Mask
 from attention_jax.score_tree import Score
@@ -130,17 +131,6 @@ def block_grid(
     tile = max(sizes.tile, min(s, 2 * sizes.tile)) if few else sizes.tile
     examples = step // (B * K * max(arrays(t, s))), all_at_once, alone if few else max(all_at_once, alone)
     return Grid(lengths, taken, beside, tile, together, examples)
-
-
-def few_keys(S: int, H: int, tile: int) -> bool:
-    """Whether so many keys are few: scores are not the largest arrays, or rows of them so short that XLA's loops over
-    them are slow. Measured with 1 to 512 keys and heads of 8 to 512 channels."""
-    return max(min(2 * H, 128, tile), min(64, tile), H) >= S
-
-
-def outnumbered(T: int, S: int) -> bool:
-    """Whether so many queries, in one block, take keys by rows: to put them by columns pays in many steps."""
-    return 2 * T <= S
 
 
 def _few_queries(T: int, G: int, channels: int) -> bool:

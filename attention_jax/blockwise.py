@@ -15,7 +15,7 @@ from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from attention_jax.axes import by_group
-from attention_jax.block_sizes import block_grid, few_keys, grid_for, outnumbered, sizes_for
+from attention_jax.block_sizes import block_grid, grid_for, sizes_for
 from attention_jax.blocks.attention_rule import AttentionRule
 from attention_jax.blocks.block_sum import BlockSum
 from attention_jax.blocks.grid import Grid
@@ -94,7 +94,7 @@ def weighted_sums(
     S, K, Hv = value.shape[-3:]
     grid = grid_for(mask, score, query.shape, value.shape, platform_of(query))
     problem = canonical(query, key, value, mask, score, scale, 0.0, None, precision, grid)
-    rule = replace(problem.rule, few=False).fitted(grid)  # of which the log-sum-exp would be their own
+    rule = replace(problem.rule, own_lse=False).fitted(grid)
     operands, axes = in_order(rule, problem.operands, problem.axes)
     weighted = BlockSum(rule, grid, (*axes, "bkgt"), problem.out_axes(), problem.outputs())
     sums, total = weighted(*operands, problem.given(lse))
@@ -161,7 +161,6 @@ def canonical(
             leaf, letters = canonical_array(jnp.asarray(leaf), letters, batch, K, N)
             operands.append(pad(leaf, letters, grid))
             axes.append(letters)
-    few = cpu and grid.steps("s") == 1 and few_keys(S, H, grid.tile)
     rule = AttentionRule(
         mask_tree=jax.tree.structure(mask),
         score_tree=jax.tree.structure(score),
@@ -172,8 +171,6 @@ def canonical(
         queries=T,
         keys=S,
         padded=grid.length("s") != S,
-        by_rows=few or (cpu and grid.steps("t") == 1 and outnumbered(T, S)),
-        few=few,
         cpu=cpu,
         channels=(H, value.shape[-1]),
         precision=precision,

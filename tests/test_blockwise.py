@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from unittest import mock
 
@@ -16,8 +17,8 @@ from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
-from attention_jax.block_sizes import CPU, block_grid, few_keys, grid_for
-from attention_jax.blocks.steps import in_place, many_small, summed, tiny
+from attention_jax.block_sizes import CPU, block_grid, grid_for
+from attention_jax.blocks.steps import few_keys, in_place, many_small, summed, tiny
 from attention_jax.blocks.tiles import tiles_at
 from attention_jax.blockwise import blockwise_attention, canonical
 from attention_jax.devices import device_of
@@ -823,6 +824,18 @@ def test_what_counts_as_few_keys():
     assert few_keys(32, 16, 32) and not few_keys(33, 16, 32) and few_keys(33, 33, 32)
 
 
+@pytest.mark.parametrize("T, S, H, few", [
+    (32, 128, 16, True), (31, 128, 16, False), (200, 129, 16, False), (200, 128, 17, False), (200, 128, 16, True)
+])  # fmt: skip
+def test_keys_of_narrow_heads_are_few_in_a_forward_pass_alone(T, S, H, few):
+    query, key = jnp.ones((T, 2, H)), jnp.ones((S, 2, H))
+    grid = grid_for(None, None, query.shape, key.shape, "cpu")
+    rule = canonical(query, key, key, None, None, None, 0.0, None, None, grid).rule
+    beside, given = (replace(rule, **change).fitted(grid) for change in ({"derived": True}, {"own_lse": False}))
+    assert rule.few == few and not (beside.few or given.few)
+    assert beside.by_rows == given.by_rows == (2 * T <= S)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("length, tiles", [(40, 1), (200, 1), (256, 1), (300, 2), (512, 2)])
 def test_a_block_of_few_keys_is_cut_where_that_pays(length, tiles):
@@ -960,6 +973,24 @@ def test_by_rows(queries, keys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [
+    {},
+    {"mask": aj.causal(offset=-2)},
+    {"mask": aj.key_lengths(np.array([0, 70])), "score": aj.soft_cap(2.0)},
+    {"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)},
+], ids=["", "causal", "padded", "dropout"])  # fmt: skip
+def test_narrow_heads_without_derivatives(options):
+    """Of which both passes take keys otherwise than the forward pass alone."""
+    *inputs, _ = suite.inputs((40, 70, 4, 2, 8, 12, (2,)))
+
+    def attend(implementation, *inputs):
+        output, lse = aj.attention_and_lse(*inputs, implementation=implementation, **options)
+        return output, jnp.exp(lse)
+
+    suite.close(jax.jit(partial(attend, "blockwise"))(*inputs), exact(attend, inputs), 1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)}])
 def test_one_key(options):
     """Its weight is 1, and the log-sum-exp its logit."""
@@ -1014,16 +1045,18 @@ def output_or_all(attend, derived, cotangent, *inputs):
         return jax.jit(both if derived else attend).lower(*inputs).compile()
 
 
-by_rows = pytest.mark.parametrize("keys", [9, 70], ids=["few keys", "few queries"])
+by_rows = pytest.mark.parametrize(
+    "queries, keys", [(3, 9), (3, 70), (40, 70)], ids=["few keys", "few queries", "narrow heads"]
+)
 passes = pytest.mark.parametrize("derived", [False, True], ids=["forward", "both"])
 POISONS = [*itertools.product((0, 1, 2), (np.nan, np.inf, -np.inf))]
 
 
 @by_rows
 @passes
-def test_where_all_is_seen_what_is_poisoned_is_found_as_by_the_reference(keys, derived):
+def test_where_all_is_seen_what_is_poisoned_is_found_as_by_the_reference(queries, keys, derived):
     """In one block of keys, and in several; a query's row is its own."""
-    *inputs, cotangent = suite.inputs((3, keys, 4, 2, 8, 8, (2,)))
+    *inputs, cotangent = suite.inputs((queries, keys, 4, 2, 8, 8, (2,)))
     plain = output_or_all(partial(aj.attention_and_lse, implementation="reference"), derived, cotangent, *inputs)
     for block_sizes in (None, (3, 4)):
         ours = output_or_all(partial(blockwise_attention, block_sizes=block_sizes), derived, cotangent, *inputs)
@@ -1036,9 +1069,9 @@ def test_where_all_is_seen_what_is_poisoned_is_found_as_by_the_reference(keys, d
 
 @by_rows
 @passes
-def test_what_no_row_sees_changes_no_bit_by_rows(keys, derived):
-    *inputs, cotangent = suite.inputs((3, keys, 4, 2, 8, 8, (2,)))
-    for mask in (aj.causal(offset=keys - 6), aj.key_lengths(np.array([keys - 3, 2]))):
+def test_what_no_row_sees_changes_no_bit_by_rows(queries, keys, derived):
+    *inputs, cotangent = suite.inputs((queries, keys, 4, 2, 8, 8, (2,)))
+    for mask in (aj.causal(offset=keys - queries - 3), aj.key_lengths(np.array([keys - 3, 2]))):
         ours = output_or_all(partial(blockwise_attention, mask=mask), derived, cotangent, *inputs)
         clean = ours(*inputs)
         for which, poison in POISONS[3:]:

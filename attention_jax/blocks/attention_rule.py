@@ -43,13 +43,14 @@ class AttentionRule:
     queries: int
     keys: int
     padded: bool  # whether there are more columns than keys
-    by_rows: bool  # whether a step takes keys and values by rows, heads first; else by columns
-    few: bool  # whether keys are few, all in a block, and the log-sum-exp given is theirs
     precision: Any
     cpu: bool
     channels: tuple[int, int]  # of a key, and of a value
+    own_lse: bool = True  # whether the log-sum-exp is that of these keys alone
     derived: bool = False  # whether derivatives are taken in the same program, and the log-sum-exp given is `Softmax`'s
-    # what XLA makes of the steps, which `fitted` finds out
+    # what suits the steps, and what XLA makes of them, which `fitted` finds out
+    by_rows: bool = False  # whether a step takes keys and values by rows, heads first; else by columns
+    few: bool = False  # whether keys are few, all in a block, and the log-sum-exp given is theirs
     alone: bool = False  # whether forward and backward pass are a step each, so that XLA makes once what both ask for
     weights_turned: bool = False  # whether weights and values are turned before their product, and this back
     softmax_at_once: bool = False  # whether it makes one operation of the softmax of few, or needs it made
@@ -69,17 +70,22 @@ class AttentionRule:
 
     def fitted(self, grid):
         """The same, for the steps of this grid."""
-        few_forward = self.few and not self.derived
+        few = self.cpu and steps.few(grid, self.keys, self.channels[0], self.own_lse and not self.derived)
+        by_rows = few or (self.cpu and grid.steps("t") == 1 and steps.outnumbered(self.queries, self.keys))
+        few = few and self.own_lse
+        few_forward = few and not self.derived
         weights_turned = OLD_XLA and few_forward and steps.unfilled(grid, self.channels[1])
         return replace(
             self,
+            by_rows=by_rows,
+            few=few,
             weights_turned=weights_turned,
-            softmax_at_once=self.few and (weights_turned or not OLD_XLA),
+            softmax_at_once=few and (weights_turned or not OLD_XLA),
             alone=self.cpu and self.derived and grid.alone,
             many_small=self.cpu and OLD_XLA and steps.many_small(grid, self.channels[0]),
             in_place=few_forward and steps.in_place(grid, self.channels[0]),
             tiny=steps.tiny(grid, max(self.channels)),
-            summed=self.few and self.precision is None and steps.summed(grid, max(self.channels)),
+            summed=few and self.precision is None and steps.summed(grid, max(self.channels)),
         )
 
     @property

@@ -92,10 +92,10 @@ class Softmax(Fold):
         return [peak, total, one[2] * shrink[..., None] + other[2] * shrink_other[..., None]]
 
     def jvp(self, primals, tangents):
-        rule, channels = self.rule, self.outputs[0].shape[-1]
-        (primals, axes), (tangents, _) = (in_order(rule, each, self.axes) for each in (primals, tangents))
+        channels = self.outputs[0].shape[-1]
         grid = self.grid.derived()
-        rule = replace(rule, derived=True).fitted(grid)
+        rule = replace(self.rule, derived=True).fitted(grid)
+        (primals, axes), (tangents, _) = (in_order(rule, each, self.axes) for each in (primals, tangents))
         output, lse = replace(self, rule=rule, grid=grid, axes=axes)(*primals)
         finite = jnp.isfinite(lse)  # not where a row sees nothing, or what is not: it takes nothing back, not even NaN
         given = jnp.where(finite, lse, jnp.inf)  # so that its weights are 0
