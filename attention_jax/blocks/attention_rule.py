@@ -80,7 +80,7 @@ class AttentionRule:
             by_rows=by_rows,
             few=few,
             weights_turned=weights_turned,
-            softmax_at_once=few and (weights_turned or not OLD_XLA),
+            softmax_at_once=few and (weights_turned or (not OLD_XLA and not self.derived)),
             alone=self.cpu and self.derived and grid.alone,
             many_small=self.cpu and OLD_XLA and steps.many_small(grid, self.channels[0]),
             in_place=few_forward and steps.in_place(grid, self.channels[0]),
@@ -98,12 +98,13 @@ class AttentionRule:
         """Whether the product of a lone key is marked, in place of the key."""
         return self.lone and not self.tiny
 
-    @property
-    def checks_at_once(self):
+    def checks_at_once(self, masked):
         """Whether YNNPACK makes one operation of products, checks and exponentials, and takes less time for it: of a
-        batch of small products, which it would not divide, only if they are `turned` in any case."""
+        batch of small products, which it would not divide, only if they are `turned` in any case; in a newer XLA, only
+        if no mask comes between."""
         divided = self.many_small and not self.turns(self.queries, self.keys)
-        return OLD_XLA and self.few and self.scoreless and not divided and 8 <= self.keys <= self.queries
+        fused = not (divided or (masked and not OLD_XLA))
+        return self.few and self.scoreless and fused and 8 <= self.keys <= self.queries
 
     @property
     def first(self):
@@ -218,7 +219,7 @@ class AttentionRule:
 
     def checked(self, block, masked, mask, logits, finite):
         """The logits, -inf where a key is not seen, NaN where it is and they are not of what is finite."""
-        if self.checks_at_once:
+        if self.checks_at_once(masked):
             checked = finite_or_nan(logits)
         else:
             shown = finite if self.scoreless else finite | (logits == -jnp.inf)
