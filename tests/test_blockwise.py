@@ -1113,6 +1113,17 @@ def test_what_both_passes_ask_for_is_made_once_if_each_is_a_step(mask):
     assert program.lower(*inputs).compile().as_text().count(" exponential(") == 1
 
 
+@pytest.mark.parametrize("S, wanted", [(9, False), (9, True), (70, False)])
+def test_no_log_sum_exp_of_few_keys_is_made_that_nobody_wants(S, wanted):
+    *inputs, cotangent = suite.inputs((75, S, 4, 4, 8, 8, (2,)))
+
+    def gradients(*inputs):
+        (output, lse), pull = jax.vjp(aj.attention_and_lse, *inputs)
+        return pull((cotangent, jnp.zeros_like(lse))), lse if wanted else None
+
+    assert (" log(" in jax.jit(gradients).lower(*inputs).compile().as_text()) == (wanted or S > 64)
+
+
 def area(tiles, masked):
     return sum(tile.t[1] * tile.s[1] for tile in tiles if tile.masked == masked)
 

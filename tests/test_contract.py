@@ -90,6 +90,18 @@ def test_a_row_that_is_nan_takes_no_nan_back(implementation, keys):
     assert all(jnp.isfinite(x).all() for x in clean)
 
 
+@pytest.mark.parametrize("keys, many", [(1, 1), (9, 1), (9, 9000), (40, 1), (40, 4000), (200, 1)])
+def test_a_row_that_is_nan_has_no_tangent(keys, many):
+    """One key, few, more than a value has channels, and many; all at once and in many steps."""
+    inputs = [jnp.tile(x, (many, 1, 1, 1)) for x in suite.inputs((7, keys, 4, 2, 8, 10, (1,)))[:3]]
+    inputs[0] = inputs[0].at[:, 3].set(jnp.nan)
+    attend = jax.jit(partial(aj.attention_and_lse, implementation="blockwise"))
+    (output, lse), (d_output, d_lse) = jax.jvp(attend, inputs, [jnp.ones_like(x) for x in inputs])
+    assert jnp.isnan(output[:, 3]).all() and jnp.isnan(lse[..., 3]).all()
+    assert not d_output[:, 3].any() and not d_lse[..., 3].any()
+    assert jnp.isfinite(d_output).all() and d_output[:, 4].any()
+
+
 def test_left_padding_and_causal(everything):
     arrays = suite.inputs((6, 6, 2, 2, 4, 4, (2,)))
     real = np.arange(6) >= np.array([[2], [0]])  # the first example has two padded positions

@@ -117,10 +117,11 @@ class AttentionRule:
     def scoreless(self) -> bool:
         return self.score_tree == jax.tree.structure(None)
 
-    def normalised(self, channels):
+    @property
+    def normalised(self):
         """Whether the terms are divided by the sum of their weights, so that no d_lse output need be taken from their
         tangent: which costs less where a row of weights is no longer than one of the output."""
-        return self.few and self.keys <= channels
+        return self.few and self.keys <= self.channels[1]
 
     def mask_of(self, operands=None):
         """The mask, or what of it does not depend on its arrays."""
@@ -275,6 +276,12 @@ class AttentionRule:
         return OfGroup(total) if of_group else total
 
     @property
+    def totals(self):
+        """Whether the sums of exponentials tell which rows are finite: a log-sum-exp that nobody asks for is then not
+        made, and XLA makes one operation more of products and exponentials."""
+        return self.alone and self.few and not self.lone
+
+    @property
     def guards(self):
         """Whether the terms of a row whose log-sum-exp is not finite are made 0 block by block: not where one operation
         on all of them is cheaper, as part of another, or made once for many blocks."""
@@ -289,7 +296,7 @@ class AttentionRule:
         weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
         sums, total = self.product("ts,hs->th", self.dropped(block, weights, seed), value), weights.sum(axis=-1)
         sums = self.guarded(sums, lse)
-        return sums / jnp.where(total == 0, 1, total)[:, None] if self.normalised(sums.shape[1]) else sums, total
+        return sums / jnp.where(total == 0, 1, total)[:, None] if self.normalised else sums, total
 
     def transposed_tangent(self, block, masked, operands, moving, cotangents, of_group):
         """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4)."""
@@ -325,7 +332,7 @@ class AttentionRule:
                 return jnp.where((lse < jnp.inf)[:, None], x, 0)
             return jnp.where(logits == -jnp.inf, 0, x) if hides else x
 
-        if self.normalised(value.shape[-1]):
+        if self.normalised:
             lost = jnp.sum(shown(weights * d_weights), axis=-1)
             d_total = -lost if d_total is None else d_total - lost
         if d_total is not None:

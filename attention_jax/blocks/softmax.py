@@ -48,8 +48,8 @@ class Softmax(Fold):
 
     def finish(self, found):
         peak, total, sums = found
-        lse, total = _log_sum(peak, total)
-        return [jnp.moveaxis(sums / total[..., None], -2, 2), lse]
+        lse, divisor = _log_sum(peak, total)
+        return [jnp.moveaxis(sums / divisor[..., None], -2, 2), lse, total][: len(self.outputs)]
 
     def find(self, block, masked, *operands):
         rule = self.rule
@@ -96,23 +96,32 @@ class Softmax(Fold):
         grid = self.grid.derived()
         rule = replace(self.rule, derived=True).fitted(grid)
         (primals, axes), (tangents, _) = (in_order(rule, each, self.axes) for each in (primals, tangents))
-        output, lse = replace(self, rule=rule, grid=grid, axes=axes)(*primals)
-        finite = jnp.isfinite(lse)  # not where a row sees nothing, or what is not: it takes nothing back, not even NaN
+        beside = replace(self, rule=rule, grid=grid, axes=axes)
+        output, lse, *totals = (beside.with_totals() if rule.totals else beside)(*primals)
+        # not where a row sees nothing, or what is not finite: it takes nothing back, not even NaN
+        finite = totals[0] > 0.5 if totals else jnp.isfinite(lse)
         given = jnp.where(finite, lse, jnp.inf)  # so that its weights are 0
-        total = BlockSum(rule, grid, (*axes, self.out_axes[1]), self.out_axes, self.outputs)
+        sums = BlockSum(rule, grid, (*axes, self.out_axes[1]), self.out_axes[:2], self.outputs[:2])
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
-        d_output, d_lse = total.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
+        d_output, d_lse = sums.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
         b, k, g, t = (grid.length(letter) for letter in "bkgt")
-        d_lse = jnp.where(finite, d_lse, 0)
+        rows = jnp.moveaxis(finite.reshape(-1, b, k, g, t), -1, 2)[..., None]
+        d_output, d_lse = d_output.reshape(-1, b, t, k, g, channels), jnp.where(finite, d_lse, 0)
+        if not rule.normalised:
+            # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
+            known = output.reshape(d_output.shape)
+            lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", d_lse.reshape(-1, b, k, g, t), known, precision="highest")
+            d_output -= jnp.where(rows, lost, 0) if rule.guards else lost
         if not rule.guards:
-            rows = jnp.moveaxis(finite.reshape(-1, b, k, g, t), -1, 2)[..., None]
-            d_output = jnp.where(rows, d_output.reshape(-1, b, t, k, g, channels), 0).reshape(output.shape)
-        if rule.normalised(channels):
-            return (output, lse), (d_output, d_lse)
-        # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
-        known = output.reshape(-1, b, t, k, g, channels)
-        lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", d_lse.reshape(-1, b, k, g, t), known, precision="highest")
-        return (output, lse), (d_output - lost.reshape(output.shape), d_lse)
+            d_output = jnp.where(rows, d_output, 0)
+        tangents = d_output.reshape(output.shape), d_lse, *map(jnp.zeros_like, totals)
+        return (output, lse, *totals)[: len(self.outputs)], tangents[: len(self.outputs)]
+
+    def with_totals(self):
+        """The same, with the sum of each row's exponentials as third output: at least 1, unless the row sees nothing,
+        or what is not finite."""
+        axes, outputs = self.out_axes[:2], self.outputs[:2]
+        return replace(self, out_axes=(*axes, axes[1]), outputs=(*outputs, outputs[1]))
 
 
 def in_order(rule, operands, axes):
