@@ -34,6 +34,7 @@ MASKS = {
     "array": aj.mask_from_array(np.random.default_rng(0).random((2, 1, 13, 17)) < 0.5) | aj.prefix(3),
 }
 BIAS = np.random.default_rng(3).normal(size=(2, 1, 13, 17)).astype(np.float32)
+POISONS = [*itertools.product((0, 1, 2), (np.nan, np.inf, -np.inf))]
 TABLE = np.random.default_rng(4).normal(size=(8, 4)).astype(np.float32)
 SCORES = {
     "none": lambda slopes: None,
@@ -1010,6 +1011,32 @@ def test_one_key(options):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)  # some are 0, as a difference of what is not
 
 
+@pytest.mark.parametrize("options", [
+    {},
+    {"mask": aj.causal(offset=-2)},
+    {"mask": aj.key_lengths(np.array([0, 1]))},
+    {"mask": aj.causal(offset=-2), "score": scores.soft_cap(2.0)},
+    {"dropout_rate": 0.5, "dropout_rng": jax.random.key(0)},
+], ids=["", "causal", "padded", "capped", "dropout"])  # fmt: skip
+@pytest.mark.parametrize("block_sizes", [None, (8, 1)], ids=["at once", "in blocks"])
+def test_the_logit_of_one_key_moves_no_output(options, block_sizes):
+    """So query and key have no gradient, whatever overflows; the value has that of rows that see it, and are not NaN."""
+    *inputs, cotangent = suite.inputs((35, 1, 4, 2, 8, 12, (2,)))
+
+    def gradients(attend, *inputs):
+        output, pull = jax.vjp(lambda *inputs: attend(*inputs, **options)[0], *inputs)
+        return output, *pull(cotangent)
+
+    ours = jax.jit(partial(gradients, partial(blockwise_attention, block_sizes=block_sizes)))
+    plain = jax.jit(partial(gradients, partial(aj.attention_and_lse, implementation="reference")))
+    for which, poison in ((0, 0.5), (2, 3e38), *POISONS):
+        spoilt = [x.at[:, -1, 1, 2].set(poison) if index == which else x for index, x in enumerate(inputs)]
+        (output, d_query, d_key, d_value), true = ours(*spoilt), plain(*spoilt)
+        assert not d_query.any() and not d_key.any()
+        np.testing.assert_allclose(output, true[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(d_value, true[-1], rtol=1e-5, atol=1e-5)
+
+
 def test_one_key_with_the_largest_of_values():
     query, key, value = jnp.ones((3, 2, 512)), jnp.ones((1, 2, 512)), jnp.full((1, 2, 512), np.finfo(np.float32).max)
     np.testing.assert_array_equal(aj.attention(query, key, value), jnp.broadcast_to(value, (3, 2, 512)))
@@ -1062,7 +1089,6 @@ by_rows = pytest.mark.parametrize(
     "queries, keys", [(3, 9), (3, 70), (40, 70)], ids=["few keys", "few queries", "narrow heads"]
 )
 passes = pytest.mark.parametrize("derived", [False, True], ids=["forward", "both"])
-POISONS = [*itertools.product((0, 1, 2), (np.nan, np.inf, -np.inf))]
 
 
 @by_rows

@@ -302,6 +302,7 @@ class AttentionRule:
         """The transpose of `term`'s tangent: the backward pass (arXiv:2205.14135, appendix B.4)."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
         d_output, d_total = cotangents.get(0), cotangents.get(1)
+        still = self.lone and d_total is None  # its weight is 1, whatever the logit: that takes nothing back
         if d_output is not None:
             d_output = self.guarded(d_output, lse)
 
@@ -345,11 +346,12 @@ class AttentionRule:
         # a sum of zeros is fused with a product if no other asks for the same; in the tiles of a loop that did not pay
         apart = jnp.abs if self.first or not masked else jnp.asarray
         first = len(operands) - 4
-        gradients = dict(zip(range(self.mask_arrays, self.mask_arrays + self.score_arrays), d_score, strict=True))
-        if first in moving:
+        scores = range(self.mask_arrays, self.mask_arrays + self.score_arrays)
+        gradients = {} if still else dict(zip(scores, d_score, strict=True))
+        if first in moving and not still:
             d_query = self.product("ts,hs->th", d_logits, key) * self.scales[0]
             gradients[first] = shown(d_query) if poisons else d_query
-        if first + 1 in moving:
+        if first + 1 in moving and not still:
             gradients[first + 1] = self.over_queries(query, d_logits * self.scales[1], apart(key), of_group)
         if first + 2 in moving:
             weights = self.dropped(block, weights, seed)
