@@ -227,6 +227,8 @@ MUTANTS = [
     Mutant("blocks/attention_rule.py", "first in moving and not still", "first in moving", "test_blockwise.py::test_the_logit_of_one_key_moves_no_output"),
     Mutant("blocks/attention_rule.py", "first + 1 in moving and not still", "first + 1 in moving", "test_blockwise.py::test_the_logit_of_one_key_moves_no_output"),
     Mutant("blocks/attention_rule.py", "self.lone and d_total is None", "self.lone", "test_blockwise.py::test_one_key"),
+    Mutant("blocks/softmax.py", "value = rule.seen(block, mask, weights, 0), finite_or_zero(value)", "value = weights, finite_or_zero(value)", "test_blockwise.py::test_the_logit_of_one_key_moves_no_output"),
+    Mutant("blocks/softmax.py", "rule.seen(block, mask, weights, 0), finite_or_zero(value)", "rule.seen(block, mask, weights, 0), value", "test_blockwise.py::test_the_logit_of_one_key_moves_no_output"),
     Mutant("blocks/attention_rule.py", "8 <= self.keys", "7 <= self.keys", "test_blockwise.py::test_scores_are_checked_by_what_they_become"),
     Mutant("blocks/attention_rule.py", "8 <= self.keys <= self.queries", "8 <= self.keys", "test_blockwise.py::test_scores_are_checked_by_what_they_become"),
     Mutant("blocks/attention_rule.py", "divided = self.many_small and", "divided = False and", "test_blockwise.py::test_scores_are_checked_by_what_they_become"),

@@ -64,8 +64,10 @@ class Softmax(Fold):
         logits = rule.scored(block, products, score)
         finite = jnp.isfinite(products) if nans else rule.finite(products, value)
         checked = rule.checked(block, masked, mask, logits, finite)
-        if rule.lone and rule.scoreless and not masked and seed is None:
+        if rule.lone and rule.scoreless and seed is None:
             weights = 1 + (logits - logits)  # where they are finite the value is, too
+            if masked:
+                weights, value = rule.seen(block, mask, weights, 0), finite_or_zero(value)
             return checked[:, 0], jnp.ones_like(weights[:, 0]), rule.product("ts,hs->th", weights, value)
         logits = rule.seen(block, mask, logits) if masked else logits
         value = finite_or_nan(value) if rule.poisons(masked) else finite_or_zero(value)
