@@ -837,6 +837,18 @@ def test_keys_of_narrow_heads_are_few_in_a_forward_pass_alone(T, S, H, few):
     assert beside.by_rows == given.by_rows == (2 * T <= S)
 
 
+@pytest.mark.parametrize("T, S, H", [(128, 8209, 128), (594, 1112, 2048)])
+def test_keys_that_are_cut_up_without_derivatives_alone(T, S, H):
+    """More or fewer than a head has channels: by columns in blocks, they are so in a whole, too."""
+    *inputs, cotangent = suite.inputs((T, S, 1, 1, H, H, ()))
+    ours, plain = (
+        jax.jit(partial(suite.output_and_gradients, attention))(*inputs, cotangent)
+        for attention in (partial(aj.attention, implementation="blockwise"), aj.multi_head_attention)
+    )
+    for one, other in zip(ours, plain, strict=True):
+        assert suite.error(one, other) <= suite.GRADIENT_TOLERANCES["float32"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("length, tiles", [(40, 1), (200, 1), (256, 1), (300, 2), (512, 2)])
 def test_a_block_of_few_keys_is_cut_where_that_pays(length, tiles):
