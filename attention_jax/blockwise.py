@@ -150,7 +150,6 @@ def canonical(
     S, K = value.shape[-3:-1]
     dtype = accumulator(query.dtype)
     scale = check_scale(scale, H)
-    cpu = platform_of(query) == "cpu"
     if isinstance(scale, jax.Array):
         query, scale = _scaled(query.astype(dtype), scale), 1.0
 
@@ -171,7 +170,7 @@ def canonical(
         queries=T,
         keys=S,
         padded=grid.length("s") != S,
-        cpu=cpu,
+        cpu=platform_of(query) == "cpu",
         channels=(H, value.shape[-1]),
         precision=precision,
     ).fitted(grid)

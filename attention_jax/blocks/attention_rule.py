@@ -70,11 +70,10 @@ class AttentionRule:
 
     def fitted(self, grid):
         """The same, for the steps of this grid."""
-        # derivatives, of which the blocks may be longer, take keys by rows only if they have been left so
-        few = steps.few(grid, self.keys, self.channels[0], self.own_lse and not self.derived)
-        few = self.cpu and few and (self.few or not self.derived)
-        outnumbered = grid.steps("t") == 1 and steps.outnumbered(self.queries, self.keys)
-        by_rows = few or (self.cpu and outnumbered and (self.by_rows or not self.derived))
+        # derivatives, of which the blocks may be longer, find keys by rows only if the forward pass has left them so
+        rows = self.cpu and (self.by_rows or not self.derived)
+        few = rows and steps.few(grid, self.keys, self.channels[0], self.own_lse and not self.derived)
+        by_rows = few or (rows and grid.steps("t") == 1 and steps.outnumbered(self.queries, self.keys))
         few = few and self.own_lse
         few_forward = few and not self.derived
         weights_turned = OLD_XLA and few_forward and steps.unfilled(grid, self.channels[1])
