@@ -42,7 +42,7 @@ def many_small_blocks(*arrays, **options):
 def one_block(*arrays, at_once=False, **options):
     """All weights in one block, which has ways of its own where the keys are few, as an old XLA wants them, or a new
     one."""
-    with mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", not at_once):
+    with mock.patch("attention_jax.blocks.block_form.OLD_XLA", not at_once):
         return blockwise(*arrays, **{**options, "block_sizes": None, "tile": CPU.tile})
 
 

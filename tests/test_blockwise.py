@@ -881,7 +881,7 @@ def test_keys_of_narrow_heads_are_turned(S, H, narrow):
     """Which a barrier keeps XLA from undoing: of up to 32 channels, or of 8 and 512 keys, for more than a query."""
     for T, turned in {2: narrow, 1: False}.items():
         query, key = (jax.ShapeDtypeStruct((length, 2, H), jnp.float32) for length in (T, S))
-        with mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", True):
+        with mock.patch("attention_jax.blocks.block_form.OLD_XLA", True):
             program = jax.jit(aj.attention).lower(query, key, key).as_text()
         assert ("optimization_barrier" in program) == turned
 
@@ -896,7 +896,7 @@ def test_scores_are_checked_by_what_they_become(T, S, mask, at_once, many_small,
     """Those of few keys, of no more than there are queries; not in a batch of small products, unless keys are turned;
     in a newer XLA, not under a mask."""
     query, key = (jax.ShapeDtypeStruct((length, 2, H), jnp.float32) for length in (T, S))
-    old_xla = mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", old)
+    old_xla = mock.patch("attention_jax.blocks.block_form.OLD_XLA", old)
     with old_xla, mock.patch("attention_jax.blocks.steps.many_small", return_value=many_small):
         program = jax.jit(partial(aj.attention, mask=mask)).lower(query, key, key).as_text()
     at_once = at_once and (H == 8 or not many_small) and (old or mask is None)
@@ -910,7 +910,7 @@ def test_scores_are_checked_by_what_they_become(T, S, mask, at_once, many_small,
 def test_weights_that_fill_no_vectors_are_turned(T, S, Hv, turned):
     """And values, if they are of up to 16 channels, for 16 queries and more; not beside derivatives."""
     query, key, value = (jax.ShapeDtypeStruct((n, 2, h), jnp.float32) for n, h in ((T, 64), (S, 64), (S, Hv)))
-    with mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", True):
+    with mock.patch("attention_jax.blocks.block_form.OLD_XLA", True):
         forward = jax.jit(aj.attention).lower(query, key, value).as_text()
         both = jax.jit(jax.grad(lambda *x: aj.attention(*x).sum())).lower(query, key, value).as_text()
     assert ("optimization_barrier" in forward) == turned and "optimization_barrier" not in both
@@ -984,7 +984,7 @@ def test_by_rows(queries, keys):
     block = min(keys, 64)
     many_steps = CPU._replace(block=block, narrow=block, step=1, few=1)
     for sizes, old in ((CPU, True), (CPU, False), (many_steps, True)):
-        old_xla = mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", old)
+        old_xla = mock.patch("attention_jax.blocks.block_form.OLD_XLA", old)
         with old_xla, mock.patch("attention_jax.block_sizes.CPU", sizes):
             suite.close(jax.jit(partial(modes, "blockwise"))(*inputs), truth, 1e-5)
 
@@ -1006,7 +1006,7 @@ def test_few_keys_without_derivatives(options, keys, old):
         output, lse = aj.attention_and_lse(*inputs, implementation=implementation, **options)
         return output, jnp.exp(lse)
 
-    with mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", old):
+    with mock.patch("attention_jax.blocks.block_form.OLD_XLA", old):
         ours = jax.jit(partial(attend, "blockwise"))(*inputs)
     suite.close(ours, exact(attend, inputs), 1e-5)
 
@@ -1070,7 +1070,7 @@ def test_an_only_block_of_which_a_key_is_poisoned(T, S, H, dropout, old):
         (output, lse), pull = jax.vjp(attend, *inputs)
         return (output, jnp.moveaxis(lse, 1, 2)), pull((cotangent, jnp.ones_like(lse)))
 
-    with mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", old):
+    with mock.patch("attention_jax.blocks.block_form.OLD_XLA", old):
         outputs, gradients = both(*inputs)
         forward(*inputs)
     for which, poison in itertools.product((1, 2), (np.nan, np.inf, -np.inf)):
@@ -1092,7 +1092,7 @@ def output_or_all(attend, derived, cotangent, *inputs):
         found, pull = jax.vjp(attend, *inputs)
         return *found, *pull((cotangent, jnp.ones_like(found[1])))
 
-    old_xla = mock.patch("attention_jax.blocks.attention_rule.OLD_XLA", True)
+    old_xla = mock.patch("attention_jax.blocks.block_form.OLD_XLA", True)
     with old_xla, mock.patch("attention_jax.blocks.steps.many_small", return_value=True):
         return jax.jit(both if derived else attend).lower(*inputs).compile()
 
