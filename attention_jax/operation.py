@@ -64,6 +64,27 @@ def of_moving(fn: Callable, operands: Sequence, moving: Sequence[int]) -> tuple[
     return alone, [operands[index] for index in moving]
 
 
+def tangent_of(fn: Callable, primals: Sequence, moving: Sequence[int], tangents: Sequence):
+    """The tangent of what `fn` returns; those of the primals in `moving` are given."""
+    fn, moved = of_moving(fn, primals, moving)
+    return jax.jvp(fn, tuple(moved), tuple(tangents))[1]
+
+
+def transpose_of(
+    fn: Callable, known: Sequence, moving: Sequence[int], types: Sequence, given: Sequence[int], cotangents: Sequence
+) -> Sequence:
+    """What the operands of `fn` in `moving`, of these types, in which it is linear, take back from those of its outputs
+    that are `given` cotangents; the other operands are `known`."""
+
+    def alone(*moved):
+        known_left, moved_left = iter(known), iter(moved)
+        operands = [next(moved_left if index in moving else known_left) for index in range(len(known) + len(moved))]
+        outputs = fn(*operands)
+        return [outputs[index] for index in given]
+
+    return jax.linear_transpose(alone, *types)(list(cotangents))
+
+
 def vary_like(array, operands) -> jax.Array:
     """`array`, made to vary over the mesh axes of the operands, as `jax.shard_map` wants it of what a loop carries."""
     return vary(array, frozenset().union(*map(varying, operands)))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attention_jax.operation import Operation, of_moving, vary_like
+from attention_jax.operation import Operation, of_moving, tangent_of, vary_like
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ class Differential(_Derived):
 
     def run(self, *operands):
         primals, tangents = self.split(operands)
-        fn, moving = of_moving(self.of.slow, primals, self.moving)
-        return [jax.jvp(fn, tuple(moving), tuple(tangents))[1]]
+        return [tangent_of(self.of.slow, primals, self.moving, tangents)]
 
     def jvp(self, primals, tangents):
         return self(*primals), _tangents(self.run, primals, tangents)
@@ -154,8 +153,7 @@ class Pullback(_Derived):
 
 def _tangents(fn: Callable, primals, tangents):
     moving = [index for index, tangent in enumerate(tangents) if tangent is not None]
-    fn, known = of_moving(fn, primals, moving)
-    return list(jax.jvp(fn, tuple(known), tuple(tangents[index] for index in moving))[1])
+    return list(tangent_of(fn, primals, moving, [tangents[index] for index in moving]))
 
 
 def _wide(output: jax.ShapeDtypeStruct, size: int) -> jax.ShapeDtypeStruct:

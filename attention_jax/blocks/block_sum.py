@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from attention_jax.blocks.sweep import SamePairs, Sweep, accumulator, reordered
-from attention_jax.operation import of_moving
+from attention_jax.operation import tangent_of, transpose_of
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ class Tangent(_Derived):
 
     def term(self, block, masked, *operands):
         operands, tangents = operands[: self.count], operands[self.count :]
-        term, moving = of_moving(partial(self.rule.term, block, masked), operands, self.moving)
-        return jax.jvp(term, tuple(moving), tangents)[1]
+        return tangent_of(partial(self.rule.term, block, masked), operands, self.moving, tangents)
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,9 @@ class Transposed(_Derived):
             given = dict(zip(self.given, cotangents, strict=True))
             return by_hand(block, masked, known, self.rule.moving, given, of_group)
 
-        def linear(*values):
-            known_left, linear_left = iter(known), iter(values)
-            everything = [next(linear_left if index in self.moving else known_left) for index in range(self.count)]
-            terms = self.rule.term(block, masked, *everything)
-            return [terms[index] for index in self.given]
-
         types = [jax.ShapeDtypeStruct(block.shape(*of_block), dtype) for *of_block, dtype in self.types]
-        return jax.linear_transpose(linear, *types)(list(cotangents))
+        term = partial(self.rule.term, block, masked)
+        return transpose_of(term, known, self.moving, types, self.given, cotangents)
 
 
 def _where(values, which, wanted):
