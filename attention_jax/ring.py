@@ -1,16 +1,19 @@
 """Attention over a sequence that is spread over devices: ring attention (Liu et al. 2023, arXiv:2310.01889).
 
 Each device keeps its queries. Keys and values go round, one device further each time; what a device finds in each part
-is joined by the log-sum-exps. Backward, they go round once more, and take their gradients along.
+is joined by the log-sum-exps. For derivatives they go round once more, backward with their gradients.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.lax import PrecisionLike
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
@@ -18,7 +21,6 @@ from jax.typing import ArrayLike
 
 from attention_jax.arguments import positions_for, static_int
 from attention_jax.block_sizes import grid_for
-from attention_jax.blocks.numerics import finite_or_zero
 from attention_jax.blocks.sweep import accumulator
 from attention_jax.blockwise import blockwise_attention, weighted_sums
 from attention_jax.captured import hoisted
@@ -27,6 +29,7 @@ from attention_jax.devices import platform_of
 from attention_jax.mask_tree import Placed
 from attention_jax.masks import prefix
 from attention_jax.node import node
+from attention_jax.ring_sum import Ring, RingSum
 from attention_jax.score_tree import PlacedScore, check_rules
 from attention_jax.typing import MaskLike, Positions, ScoreLike
 
@@ -44,10 +47,8 @@ def ring_attention(
     scale: ArrayLike | None = None,
     precision: PrecisionLike = None,
 ) -> jax.Array:
-    """`attention` whose sequence is cut along a mesh axis; each device holds its part of it, forward and backward
-    (Liu et al. 2023, arXiv:2310.01889).
-
-    Reverse mode only; `jax.jvp` of it is refused by JAX.
+    """`attention` whose sequence is cut along a mesh axis; each device holds its part of it, in every mode of
+    differentiation (Liu et al. 2023, arXiv:2310.01889).
 
     Args:
       query, key, value: as `attention`; T and S multiples of the axis' size.
@@ -94,23 +95,19 @@ def ring_attention(
     )
     scale = jnp.asarray(check_scale(scale, H), accumulator(query.dtype))
     leaves, tree = jax.tree.flatten((mask, score, scale))
-    letters = [*mask.axes(), *([] if score is None else score.axes()), ""]
-    cuts = [_cut_along(leaf, names) for leaf, names in zip(leaves, letters, strict=True)]
+    letters = (*mask.axes(), *(() if score is None else score.axes()), "")
+    cuts = tuple(_cut_along(leaf, names) for leaf, names in zip(leaves, letters, strict=True))
+    part = Part(tree, letters, cuts, Ring(axis, parts), precision)
     spec = P(*[None] * len(batch), axis)
-    body = partial(
-        _one_device,
-        tree=tree,
-        letters=letters,
-        cuts=cuts,
-        axis=axis,
-        parts=parts,
-        precision=precision,
-    )
     leaf_specs = [_spec(leaf, names, cut, axis) for leaf, names, cut in zip(leaves, letters, cuts, strict=True)]
-    specs = (spec, spec, spec, leaf_specs)
+
+    def attend(*operands):
+        return _attend(part, *operands)[0].astype(query.dtype)
+
     # not checked: a function that was traced out here has constants, which vary along no axis
-    run = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=spec, axis_names={axis}, check_vma=False)
-    return run(query, key, value, leaves)
+    specs = (spec, spec, spec, *leaf_specs)
+    run = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=spec, axis_names={axis}, check_vma=False)
+    return run(query, key, value, *leaves)
 
 
 def balanced_order(length: int, parts: int) -> jax.Array:
@@ -155,81 +152,87 @@ class LocalScore(PlacedScore):
         pass
 
 
-def _one_device(query, key, value, leaves, *, tree, letters, cuts, axis, parts, precision):
-    """One device's part: it holds some queries and keys, and of the arrays of mask and score the rows that are its own,
-    or, where these have no rows, the columns."""
-    S, dtype = key.shape[-3], accumulator(query.dtype)
-    travels = [cut == "s" for cut in cuts]
-    sliced = ["s" in names and not travel for names, travel in zip(letters, travels, strict=True)]
-    onward = partial(lax.ppermute, axis_name=axis, perm=[(i, (i + 1) % parts) for i in range(parts)])
+@dataclass(frozen=True)
+class Part:
+    """What a device does with the keys of one owner: it holds some queries, and of each array of mask and score the
+    rows that are its own or, where an array has no rows, the columns, which go round with the keys."""
 
-    def arguments(turn, stay, go):
-        """Key, value and options of a turn; what has all columns is cut to those of the keys at hand."""
-        stay, go, owner = iter(stay[1:]), iter(go), (lax.axis_index(axis) - turn) % parts
-        key, value = next(go), next(go)
-        here = []
-        for travel, cut, names in zip(travels, sliced, letters, strict=True):
-            leaf = next(go if travel else stay)
+    tree: Any  # of mask, score and scale
+    letters: tuple[str, ...]
+    cuts: tuple[str | None, ...]
+    ring: Ring
+    precision: PrecisionLike
+
+    @property
+    def goes(self) -> tuple[bool, ...]:
+        """Which go round, of query, key, value and the arrays."""
+        return (False, True, True, *(cut == "s" for cut in self.cuts))
+
+    def problem(self, owner, query, key, value, *leaves):
+        """The arguments of attention; what has all columns is cut to the owner's."""
+        S, here = key.shape[-3], []
+        for leaf, names, cut in zip(leaves, self.letters, self.cuts, strict=True):
             side = leaf.ndim - len(names.removeprefix("*")) + names.removeprefix("*").find("s")
-            if cut and leaf.shape[side] != 1:
+            if "s" in names and cut != "s" and leaf.shape[side] != 1:
                 leaf = lax.dynamic_slice_in_dim(leaf, owner * S, S, side)
             here.append(leaf)
-        mask, score, scale = jax.tree.unflatten(tree, here)
-        return key, value, {"mask": mask, "score": score, "scale": scale, "precision": precision}
+        mask, score, scale = jax.tree.unflatten(self.tree, here)
+        dtype = accumulator(query.dtype)
+        query, key, value = (x.astype(dtype) for x in (query, key, value))
+        rules = {"mask": mask, "score": score, "scale": scale, "precision": self.precision}
+        return {"query": query, "key": key, "value": value, **rules}
 
-    def forward(stay, go):
-        query = stay[0]
+    def attend(self, owner, *operands):
+        """Output and log-sum-exp over these keys alone."""
+        return blockwise_attention(**self.problem(owner, *operands))
 
-        def step(carry, turn):
-            output, lse, go = carry
-            key, value, rules = arguments(turn, stay, go)
-            found, found_lse = blockwise_attention(*(x.astype(dtype) for x in (query, key, value)), **rules)
-            total = jnp.logaddexp(lse, found_lse)
-            shares = (jnp.where(total == -jnp.inf, 0, jnp.exp(each - total)) for each in (lse, found_lse))
-            old, new = (jnp.swapaxes(share, -1, -2)[..., None] for share in shares)
-            return (old * output + new * found, total, jax.tree.map(onward, go)), None
+    def term(self, owner, *operands):
+        """What they add to the sums over all keys, whose log-sum-exp comes last."""
+        *operands, lse = operands
+        return weighted_sums(**self.problem(owner, *operands), lse=lse)
 
-        *batch, T, N, _ = query.shape
-        start = jnp.zeros((*batch, T, N, value.shape[-1]), dtype), jnp.full((*batch, N, T), -jnp.inf, dtype)
-        carry = (*start, go)
-        (output, lse, _), _ = lax.scan(step, carry, jnp.arange(parts))
-        return output, lse
 
-    @jax.custom_vjp
-    def attend(stay, go):
-        return forward(stay, go)[0]
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attend(part: Part, query, key, value, *leaves):
+    """Output and log-sum-exp of a device's queries, in float32 or better."""
 
-    def attend_forward(stay, go):
-        output, lse = forward(stay, go)
-        return output, (stay, go, output, lse)
+    def meet(found, owner, *operands):
+        output, lse = found
+        new, new_lse = part.attend(owner, *operands)
+        total = jnp.logaddexp(lse, new_lse)
+        shares = (jnp.where(total == -jnp.inf, 0, jnp.exp(each - total)) for each in (lse, new_lse))
+        old_share, new_share = map(_by_query, shares)
+        return old_share * output + new_share * new, total
 
-    def attend_backward(kept, d_output):
-        stay, go, output, lse = kept
-        finite = jnp.isfinite(lse)  # not where a row sees nothing, or what is not: it takes nothing back, not even NaN
-        d_output = jnp.where(jnp.swapaxes(finite, -1, -2)[..., None], d_output, 0)
-        d_total = -jnp.swapaxes(jnp.sum(d_output * finite_or_zero(output), axis=-1), -1, -2)
-        lse = jnp.where(finite, lse, jnp.inf)  # so that its weights are 0
+    return part.ring.round(meet, _nothing(query, value), (query, key, value, *leaves), part.goes)
 
-        def step(carry, turn):
-            d_stay, go, d_go = carry
 
-            def sums(stay_floats, go_floats):
-                key, value, rules = arguments(turn, *(map(_join, (stay_floats, go_floats), (stay, go))))
-                return weighted_sums(_join(stay_floats, stay)[0], key, value, lse, **rules)
+def _attend_jvp(part: Part, primals, tangents):
+    output, lse = _attend(part, *primals)
+    finite = jnp.isfinite(lse)  # not where a row sees nothing, or what is not: it takes nothing back, not even NaN
+    given = jnp.where(finite, lse, jnp.inf)  # so that its weights are 0
+    outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (output, lse))
+    sums = RingSum(part, part.ring, (*part.goes, False), (False, False), outputs)
+    moving = tuple(index for index, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero))
+    d_output, d_lse = sums.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
+    d_lse = jnp.where(finite, d_lse, 0)
+    d_output = jnp.where(_by_query(finite), d_output - _by_query(d_lse) * output, 0)
+    return (output, lse), (d_output, d_lse)
 
-            _, pull = jax.vjp(sums, _floats(stay), _floats(go))
-            more_stay, more_go = pull((d_output, d_total))
-            d_stay, d_go = (jax.tree.map(jnp.add, old, new) for old, new in ((d_stay, more_stay), (d_go, more_go)))
-            return (d_stay, *jax.tree.map(onward, (go, d_go))), None
 
-        zeros = [jax.tree.map(jnp.zeros_like, _floats(arrays)) for arrays in (stay, go)]
-        (d_stay, _, d_go), _ = lax.scan(step, (zeros[0], go, zeros[1]), jnp.arange(parts))
-        return _join(d_stay, [None] * len(stay), stay), _join(d_go, [None] * len(go), go)
+_attend.defjvp(_attend_jvp, symbolic_zeros=True)
 
-    attend.defvjp(attend_forward, attend_backward)
-    stay = [query, *(leaf for leaf, travel in zip(leaves, travels, strict=True) if not travel)]
-    go = [key, value, *(leaf for leaf, travel in zip(leaves, travels, strict=True) if travel)]
-    return attend(stay, go).astype(query.dtype)
+
+def _nothing(query, value):
+    """Output and log-sum-exp before a device has met any keys."""
+    *batch, T, N, _ = query.shape
+    dtype = accumulator(query.dtype)
+    return jnp.zeros((*batch, T, N, value.shape[-1]), dtype), jnp.full((*batch, N, T), -jnp.inf, dtype)
+
+
+def _by_query(x):
+    """`[*B, N, T]` as `[*B, T, N, 1]`."""
+    return jnp.swapaxes(x, -1, -2)[..., None]
 
 
 def _cut_along(leaf, letters: str) -> str | None:
@@ -242,14 +245,3 @@ def _cut_along(leaf, letters: str) -> str | None:
 def _spec(leaf, letters: str, cut: str | None, axis: str) -> P:
     names = letters.removeprefix("*")
     return P(*[None] * (leaf.ndim - len(names)), *(axis if letter == cut else None for letter in names))
-
-
-def _floats(arrays):
-    return [array for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
-
-
-def _join(floats, arrays, like=None):
-    """`arrays` with other floating-point ones."""
-    floats = iter(floats)
-    types = zip(arrays, arrays if like is None else like, strict=True)
-    return [next(floats) if jnp.issubdtype(each.dtype, jnp.floating) else array for array, each in types]

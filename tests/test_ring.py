@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax import scores
@@ -53,6 +54,12 @@ def both(attend, *inputs):
     return output, pull(COTANGENT.astype(output.dtype))
 
 
+def exact(fn, *inputs):
+    """What it finds in float64."""
+    with x64_if(True):
+        return jax.jit(fn)(*jax.tree.map(lambda x: x.astype("float64"), inputs))
+
+
 def assert_close(found, true, tolerance=2e-6):
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(true), strict=True):
         np.testing.assert_allclose(one, other, atol=tolerance * max(np.abs(other).max(), 1))
@@ -69,7 +76,8 @@ def test_every_mask_and_score(name):
         return lambda query, key, value, leaves: attend(query, key, value, score=jax.tree.unflatten(tree, leaves))
 
     inputs = QUERY, KEY, VALUE, jax.tree.leaves(score)
-    assert_close(both(by(ring), *inputs), both(by(partial(aj.attention, mask=mask)), *inputs))
+    true = exact(partial(both, by(partial(aj.attention, mask=mask))), *inputs)
+    assert_close(both(by(ring), *inputs), true)
 
 
 ONE_EACH = ["causal", "bias", "segments", "alibi", "bias of keys"]
@@ -90,22 +98,72 @@ def test_one_query_and_key_a_device(name):
     assert_close(found, true)
 
 
+def every_mode(attend, inputs, directions):
+    """The tangent along these directions, and the Hessian of a loss times them: forward over reverse, and reverse over
+    reverse."""
+
+    def loss(*inputs):
+        return jnp.sum(jnp.sin(attend(*inputs)) * COTANGENT)
+
+    everything = tuple(range(len(inputs)))
+    gradient = jax.grad(loss, everything)
+
+    def slope(*inputs):
+        return sum(map(jnp.vdot, jax.tree.leaves(gradient(*inputs)), jax.tree.leaves(directions)))
+
+    forward = [jax.jvp(each, inputs, directions)[1] for each in (attend, gradient)]
+    return *forward, jax.grad(slope, everything)(*inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ONE_EACH, "array", "soft cap"])
+def test_forward_mode_and_second_derivatives(name):
+    mask, score = CASES[name]
+    leaves, tree = jax.tree.flatten(score)
+    inputs = QUERY, KEY, VALUE, leaves
+    directions = jax.tree.map(lambda x: jnp.roll(x, 1), inputs)
+
+    def by(attend):
+        return lambda *x: attend(*x[:3], mask=mask, score=jax.tree.unflatten(tree, x[3]))
+
+    found = jax.jit(partial(every_mode, by(partial(ring_attention, mesh=mesh(4)))))(inputs, directions)
+    assert_close(found, exact(partial(every_mode, by(aj.attention)), inputs, directions), 5e-6)
+
+
+@pytest.mark.slow
+def test_mapped():
+    """Over queries alone, which keys and values serve again, and over values alone."""
+    queries, values, more = normal(T, 3, N, H), normal(3, T, K, Hv), normal(T, 3, N, H)
+
+    def mapped(attend):
+        def tangent(query, direction):
+            return jax.jvp(lambda query: attend(query, KEY[0], VALUE[0], mask=aj.causal()), (query,), (direction,))
+
+        def gradients(value):
+            return jax.grad(lambda *x: jnp.sum(attend(*x) ** 2), (0, 1, 2))(QUERY[0], KEY[0], value)
+
+        return jax.vmap(tangent, (1, 1))(queries, more), jax.jit(jax.vmap(gradients))(values)
+
+    assert_close(mapped(partial(ring_attention, mesh=mesh(4))), mapped(aj.attention), 5e-6)
+
+
 @pytest.mark.slow
 def test_gradients_reach_the_scale_and_what_functions_have_captured():
-    gate = normal(T)
+    gate = jnp.asarray(np.random.default_rng(3).normal(size=T), jnp.float32)
 
-    def loss(attend, query, key, slopes, scale):
+    def loss(attend, query, key, value, slopes, scale):
         def score(logit, head, t, s):
             return 2.0 * logit - slopes[head] * abs(t - s) * jnp.where(t > s, 1.5, slopes[0])
 
         mask = aj.mask_from_function(lambda t, s: gate[t] * query[0, 0, 0, 0] >= gate[s] - 0.5)
-        return jnp.sum(attend(query, key, VALUE, mask=mask, score=score, scale=scale) * COTANGENT)
+        return jnp.sum(attend(query, key, value, mask=mask, score=score, scale=scale) * COTANGENT)
 
-    found, true = (
-        jax.value_and_grad(jax.jit(partial(loss, attend)), (0, 1, 2, 3))(QUERY, KEY, jnp.arange(1.0, N + 1) / N, 0.3)
+    inputs = QUERY, KEY, VALUE, jnp.arange(1.0, N + 1) / N, jnp.float32(0.3)
+    ring, whole = (
+        jax.value_and_grad(partial(loss, attend), (0, 1, 2, 3, 4))
         for attend in (partial(ring_attention, mesh=mesh_of_8()), aj.attention)
     )
-    assert_close(found, true, 1e-5)
+    assert_close(jax.jit(ring)(*inputs), exact(whole, *inputs), 1e-5)
 
 
 def test_nothing_and_positions():
@@ -190,20 +248,51 @@ def test_a_row_that_is_nan_takes_no_nan_back():
 
 
 @pytest.mark.slow
-def test_memory_of_a_device_falls_with_their_number():
+def test_a_row_that_is_nan_has_no_tangent():
+    query = QUERY.at[:, 3].set(jnp.nan)
+    ring = partial(ring_attention, mesh=mesh(2), mask=aj.causal())
+    tangent = jax.jvp(ring, (query, KEY, VALUE), (QUERY, KEY, VALUE))[1]
+    assert jnp.isfinite(tangent).all() and (tangent[:, 3] == 0).all()
+
+
+def memory(parts, mode):
+    """Temporary bytes of a device, of what `mode` makes of ring attention of 8192 queries and keys."""
+    over = mesh(parts)
+    x = jax.ShapeDtypeStruct((1, 8192, 4, 64), jnp.float32, sharding=NamedSharding(over, P(None, "context")))
     # as users compile; tests/conftest.py has turned it off
     options = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ["XLA_FLAGS"] else {}
+    program = jax.jit(mode(partial(ring_attention, mesh=over, mask=aj.causal()))).lower(x, x, x)
+    return program.compile(options).memory_analysis().temp_size_in_bytes
 
-    def gradient(parts):
-        over = mesh(parts)
-        x = jax.ShapeDtypeStruct((1, 8192, 4, 64), jnp.float32, sharding=NamedSharding(over, P(None, "context")))
-        grad = jax.grad(lambda *inputs: ring_attention(*inputs, mesh=over, mask=aj.causal()).sum(), (0, 1, 2))
-        return jax.jit(grad).lower(x, x, x).compile(options).memory_analysis().temp_size_in_bytes
 
+def gradient_of(attend):
+    return jax.grad(lambda *x: jnp.sum(attend(*x)), (0, 1, 2))
+
+
+@pytest.mark.slow
+def test_memory_of_a_device_falls_with_their_number():
     for parts in (2, 8):  # the formula of docs/scale.md: 9 arrays of a part, and the buffers of a block
         said = 9 * 4 * 8192 / parts * 4 * 64 + 16 * 2**20
         least = 0.95 if jax.__version__.startswith("0.10.") else 0.8  # the numbers are those of jax 0.10
-        assert least * said <= gradient(parts) <= 1.05 * said
+        assert least * said <= memory(parts, gradient_of) <= 1.05 * said
+
+
+def tangent_of(attend):
+    return lambda *x: jax.jvp(attend, x, x)[1]
+
+
+def forward_over_reverse(attend):
+    return lambda *x: jax.jvp(gradient_of(attend), x, x)[1]
+
+
+def reverse_over_reverse(attend):
+    return jax.grad(lambda *x: sum(jnp.sum(each**2) for each in gradient_of(attend)(*x)), (0, 1, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [tangent_of, forward_over_reverse, reverse_over_reverse])
+def test_so_does_that_of_every_mode(mode):
+    assert memory(8, mode) <= 0.55 * memory(2, mode)
 
 
 @pytest.mark.parametrize("call, message", [
