@@ -106,13 +106,19 @@ class Softmax(Fold):
         sums = BlockSum(rule, grid, (*axes, self.out_axes[1]), self.out_axes[:2], self.outputs[:2])
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)
         d_output, d_lse = sums.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
-        b, k, g, t = (grid.length(letter) for letter in "bkgt")
-        rows = jnp.moveaxis(finite.reshape(-1, b, k, g, t), -1, 2)[..., None]
-        d_output, d_lse = d_output.reshape(-1, b, t, k, g, channels), jnp.where(finite, d_lse, 0)
+        # of few keys without axes of length 1, and multiplied heads first, as in `term`: so nothing is copied for it
+        letters = self.out_axes[0][:-1] if rule.few else "xbtkg"
+        heads_first = "".join(a for a in "xbkgt" if a in letters)
+        by_row, shape = ([grid.length(a) for a in each] for each in (heads_first, letters))
+        rows = jnp.moveaxis(finite.reshape(by_row), -1, letters.index("t"))[..., None]
+        d_output, d_lse = d_output.reshape(*shape, channels), jnp.where(finite, d_lse, 0)
         if not rule.normalised:
             # as a product of matrices, whose transpose XLA runs faster on a CPU than the sum of products it is
-            known = output.reshape(d_output.shape)
-            lost = jnp.einsum("xbkgt,xbtkgh->xbtkgh", d_lse.reshape(-1, b, k, g, t), known, precision="highest")
+            order, known = letters, output.reshape(d_output.shape)
+            if rule.few:
+                order, known = heads_first, jnp.moveaxis(known, letters.index("t"), -2)
+            product = f"{heads_first},{order}h->{letters}h"
+            lost = jnp.einsum(product, d_lse.reshape(by_row), known, precision="highest")
             d_output -= jnp.where(rows, lost, 0) if rule.guards else lost
         if not rule.guards:
             d_output = jnp.where(rows, d_output, 0)
