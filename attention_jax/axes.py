@@ -15,6 +15,16 @@ class Rule(Protocol):
     def axes(self) -> list[str]: ...
 
 
+def length_along(array: jax.Array, letters: str, letter: str) -> int:
+    """How long that axis of an array is: 1 if it has none.
+
+    >>> length_along(jnp.zeros((5, 1, 6, 7)), "*nts", "t")
+    6
+    """
+    names = letters.removeprefix("*")
+    return array.shape[array.ndim - len(names) + names.index(letter)] if letter in names else 1
+
+
 def by_group(array: jax.Array | None, letters: str, batch_dims: int, K: int, N: int) -> tuple[Any, list[int | None]]:
     """An array with its batch dimensions first, then N as K and N // K, each left out where it is 1.
 

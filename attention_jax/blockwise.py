@@ -26,6 +26,7 @@ from attention_jax.checks import check_dropout, check_many_heads, check_scale
 from attention_jax.devices import platform_of
 from attention_jax.dropout import seeds_of_heads
 from attention_jax.mask_tree import Mask
+from attention_jax.multi_query import as_one_head
 from attention_jax.operation import vary_like
 from attention_jax.score_tree import Score, check_rules
 from attention_jax.typing import MaskLike, ScoreLike
@@ -61,6 +62,13 @@ def blockwise_attention(
         return jnp.zeros((*batch, T, N, Hv), query.dtype), jnp.full((*batch, N, T), -jnp.inf, accumulator(query.dtype))
     shapes = query.shape, value.shape
     platform = platform_of(query)
+    shape, rows_mask = as_one_head(*shapes, mask, score, rate, platform)
+    if shape != query.shape:
+        query, mask = query.reshape(shape), rows_mask
+        output, lse = blockwise_attention(
+            query, key, value, mask=mask, scale=scale, precision=precision, block_sizes=block_sizes
+        )
+        return output.reshape(*batch, T, N, Hv), jnp.swapaxes(lse.reshape(*batch, T, N), -1, -2)
     if block_sizes:
         grid = block_grid(*shapes, block_sizes, sizes_for(mask, score, platform))
     else:

@@ -21,6 +21,7 @@ from attention_jax.devices import device_of, platform_of
 from attention_jax.dot_product import multi_head_attention_and_lse
 from attention_jax.mask_tree import Mask, as_mask
 from attention_jax.masks import prefix
+from attention_jax.multi_query import as_one_head
 from attention_jax.score_tree import as_score
 from attention_jax.typing import MaskLike, Positions, ScoreLike
 
@@ -316,10 +317,12 @@ def _blocks(request: Request, implementation: str) -> _Blocks:
         return None, None, None, None
     if implementation == "reference":
         return 1, 0, int(request.mask is None), (T, S)
-    shapes = request.query.shape, request.value.shape
-    grid = grid_for(request.mask, request.score, *shapes, platform_of(request.query))
+    shapes, platform = (request.query.shape, request.value.shape), platform_of(request.query)
+    shape, mask = as_one_head(*shapes, request.mask, request.score, request.dropout_rate, platform)
+    grid = grid_for(mask, request.score, shape, request.value.shape, platform)
     size, rows, columns = (grid.size("t"), grid.size("s")), grid.steps("t"), grid.steps("s")
-    return rows * columns, *_count(request.mask, size, rows, columns, S), size
+    of_each = request.query.shape[-2] // shape[-2]  # heads whose queries are taken as one's
+    return rows * columns, *_count(mask, size, rows, columns, S), (-(-size[0] // of_each), size[1])
 
 
 def _count(mask: Mask | None, size: tuple[int, int], rows: int, columns: int, S: int) -> tuple[int | None, int | None]:

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from attention_jax.arguments import positions_for, static_int
+from attention_jax.axes import length_along
 from attention_jax.block_sizes import grid_for
 from attention_jax.blocks.sweep import accumulator
 from attention_jax.blockwise import blockwise_attention, weighted_sums
@@ -237,9 +238,7 @@ def _by_query(x):
 
 def _cut_along(leaf, letters: str) -> str | None:
     """The axis that an array is cut along: its rows if it has some, else its columns."""
-    names = letters.removeprefix("*")
-    sizes = dict(zip(names, leaf.shape[leaf.ndim - len(names) :], strict=True))
-    return next((letter for letter in "ts" if sizes.get(letter, 1) != 1), None)
+    return next((letter for letter in "ts" if length_along(leaf, letters, letter) != 1), None)
 
 
 def _spec(leaf, letters: str, cut: str | None, axis: str) -> P:

@@ -18,7 +18,7 @@ from x64 import x64_if
 import attention_jax as aj
 from attention_jax import scores
 from attention_jax.block_sizes import CPU, block_grid, grid_for
-from attention_jax.blocks.steps import few_keys, in_place, many_small, summed, tiny
+from attention_jax.blocks.steps import few_keys, many_small, summed, tiny
 from attention_jax.blocks.tiles import tiles_at
 from attention_jax.blockwise import blockwise_attention, canonical
 from attention_jax.devices import device_of
@@ -752,20 +752,6 @@ def test_what_counts_as_many_small_blocks():
     cases |= {(16, 16, 128, 32): True, (16, 16, 128, 31): False, (16, 16, 128, 129): False, (16, 8, 128, 64): False}
     for (N, K, length, H), many in cases.items():
         assert many_small(grid_for(None, None, (length, N, H), (length, K, H), "cpu"), H) == many
-
-
-def test_queries_of_a_group_stay_in_place_where_all_share_few_keys():
-    for (K, S, H), stay in {(1, 8, 16): True, (1, 8, 15): False, (2, 8, 16): False, (1, 17, 64): False}.items():
-        assert in_place(grid_for(None, None, (4, 6, H), (S, K, H), "cpu"), H) == stay
-
-
-def test_queries_in_place_are_not_copied():
-    """But beside derivatives, whose products take less time of a copy."""
-    query, key = jax.ShapeDtypeStruct((64, 100, 12, 16), jnp.float32), jax.ShapeDtypeStruct((64, 1, 1, 16), jnp.float32)
-    attend = partial(aj.attention, implementation="blockwise")
-    turned = "(tensor<64x100x12x16xf32>) -> tensor<64x12x100x16xf32>"
-    for function, copied in {attend: False, jax.grad(lambda *x: attend(*x).sum()): True}.items():
-        assert (turned in jax.jit(function).lower(query, key, key).as_text()) == copied
 
 
 def test_what_counts_as_tiny():

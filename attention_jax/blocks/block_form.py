@@ -37,7 +37,6 @@ class BlockForm:
     weights_turned: bool = False  # whether weights and values are turned before their product, and this back
     softmax_at_once: bool = False  # whether it makes one operation of the softmax of few, or needs it made
     many_small: bool = False  # whether many blocks are each too small for more than one core
-    in_place: bool = False  # whether a copy of the queries of a group costs more than it saves
     tiny: bool = False  # whether an operation more takes longer than all of them
     summed: bool = False  # whether its loops have summed products before a matrix product has begun
 
@@ -48,8 +47,7 @@ class BlockForm:
         few = rows and steps.few(grid, self.keys, self.channels[0], self.own_lse and not self.derived)
         by_rows = few or (rows and grid.steps("t") == 1 and steps.outnumbered(self.queries, self.keys))
         few = few and self.own_lse
-        few_forward = few and not self.derived
-        weights_turned = OLD_XLA and few_forward and steps.unfilled(grid, self.channels[1])
+        weights_turned = OLD_XLA and few and not self.derived and steps.unfilled(grid, self.channels[1])
         return replace(
             self,
             by_rows=by_rows,
@@ -58,7 +56,6 @@ class BlockForm:
             softmax_at_once=few and (weights_turned or (not OLD_XLA and not self.derived)),
             alone=self.cpu and self.derived and grid.alone,
             many_small=self.cpu and OLD_XLA and steps.many_small(grid, self.channels[0]),
-            in_place=few_forward and steps.in_place(grid, self.channels[0]),
             tiny=steps.tiny(grid, max(self.channels)),
             summed=few and self.precision is None and steps.summed(grid, max(self.channels)),
         )
@@ -97,10 +94,8 @@ class BlockForm:
 
     @property
     def first(self):
-        """The axes that a step puts first: of heads and examples, but not of a group's heads if they stay in place."""
-        if not (self.by_rows or self.alone):
-            return ""
-        return "xbk" if self.in_place else "xbkg"
+        """The axes that a step puts first: of heads and examples."""
+        return "xbkg" if self.by_rows or self.alone else ""
 
     @property
     def scales(self):

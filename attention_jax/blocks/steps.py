@@ -30,12 +30,6 @@ def many_small(grid: Grid, H: int) -> bool:
     return alone and 32 <= H <= 128 and grid.size("t") * grid.size("s") <= 2**16 and math.prod(grid.sizes) >= 2**18
 
 
-def in_place(grid: Grid, H: int) -> bool:
-    """Whether queries of few keys are best taken in their own order, that of all heads of an example being a group's:
-    measured with 1 to 77 keys and heads of 8 to 128 channels."""
-    return grid.length("k") == 1 and 2 * grid.length("s") <= min(H, 32)
-
-
 def unfilled(grid: Grid, Hv: int) -> bool:
     """Whether rows of weights are no whole number of vectors, and values so narrow, that an old XLA's product of many
     takes longer than that of both turned. This is turned back while it is copied, where to divide by the sums of the
