@@ -74,20 +74,42 @@ def test_a_row_that_sees_nothing_takes_no_nan_back(everything, arrays, hide):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
-@pytest.mark.parametrize("keys", [9, 200])
-def test_a_row_that_is_nan_takes_no_nan_back(implementation, keys):
+@pytest.mark.parametrize("keys, score", [(9, None), (200, None), (200, aj.soft_cap(3.0))])
+def test_a_row_that_is_nan_takes_no_nan_back(implementation, keys, score):
     """As from what a loss leaves out after a nonlinearity, whose slope there is NaN."""
     query, key, value, _ = suite.inputs((7, keys, 4, 2, 8, 10, ()))
     query = query.at[3].set(jnp.nan)
 
     @jax.jit
     def gradients(cotangent):
-        (output, lse), back = jax.vjp(partial(aj.attention_and_lse, implementation=implementation), query, key, value)
+        attend = partial(aj.attention_and_lse, score=score, implementation=implementation)
+        (output, lse), back = jax.vjp(attend, query, key, value)
         return back((jnp.ones_like(output).at[3].set(cotangent), jnp.ones_like(lse).at[:, 3].set(cotangent)))
 
     clean = gradients(0.0)
     suite.same_bits(gradients(jnp.nan), clean)
     assert all(jnp.isfinite(x).all() for x in clean)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise", "one block"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_row_that_its_bias_makes_nan_takes_no_nan_back(implementation, poison):
+    """To first and second order."""
+    *inputs, _ = suite.inputs((7, 9, 4, 2, 8, 10, ()))
+
+    def loss(query, key, value, bias):
+        output = suite.IMPLEMENTATIONS[implementation](query, key, value, score=aj.scores.bias(bias))
+        return jnp.sum(output[3:] ** 2)
+
+    def slope(*inputs):
+        return jax.jvp(loss, inputs, inputs)[1]
+
+    @jax.jit
+    def gradients(*inputs):
+        return [jax.grad(each, (0, 1, 2, 3))(*inputs) for each in (loss, slope)]
+
+    bias = jnp.sin(jnp.arange(63.0)).reshape(7, 9)
+    suite.close(gradients(*inputs, bias.at[2, 1].set(poison)), gradients(*inputs, bias))
 
 
 @pytest.mark.parametrize("keys, many", [(1, 1), (9, 1), (9, 9000), (40, 1), (40, 4000), (200, 1)])

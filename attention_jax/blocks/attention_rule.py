@@ -174,7 +174,8 @@ class AttentionRule(BlockForm):
     def term(self, block, masked, *operands):
         """Weighted values, and the sum of the weights, which is 1 if the log-sum-exp, taken as given, is theirs."""
         mask, score, seed, (query, key, value, lse) = self.cleaned(operands)
-        weights = jnp.exp(self.logits(block, masked, mask, score, query, key) - lse[:, None])
+        below = self.logits(block, masked, mask, score, query, key) - lse[:, None]
+        weights = jnp.exp(jnp.where((lse < jnp.inf)[:, None], below, -jnp.inf))
         sums, total = self.product("ts,hs->th", self.dropped(block, weights, seed), value), weights.sum(axis=-1)
         sums = self.guarded(sums, lse)
         return sums / jnp.where(total == 0, 1, total)[:, None] if self.normalised else sums, total
@@ -195,7 +196,7 @@ class AttentionRule(BlockForm):
         found = _product(self, raw_query, self.marked(raw_key, raw_value, masked) if as_before or poisons else raw_key)
         if self.marks:
             found += self.mark(raw_value)
-        products = self.without_hidden(block, masked, mask, finite_or_zero(found))
+        products = self.without_hidden(block, masked, mask, found)
         logits, back_through_score = jax.vjp(partial(self.scored, block), products, score)
         if masked:
             logits = self.seen(block, mask, logits)
@@ -204,8 +205,10 @@ class AttentionRule(BlockForm):
             checked = self.checked(block, masked, mask, raw, self.finite(found, raw_value))
             weights = _own_weights(self, checked, self.seen(block, mask, raw) if masked else raw, logits, lse)
         else:
-            # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of
-            weights = jnp.exp(jnp.minimum(logits - lse[:, None], 0))
+            # at most 1, where these products are rounded otherwise than those the log-sum-exp was made of; and where a
+            # row is NaN, of which the cotangents are 0
+            below = logits - lse[:, None]
+            weights = jnp.exp(jnp.where(below < 0, below, 0))
         d_weights = 0 if d_output is None else self.dropped(block, self.product("th,hs->ts", d_output, value), seed)
         hides = masked or not self.scoreless
 
