@@ -108,7 +108,7 @@ def ring_attention(
     # not checked: a function that was traced out here has constants, which vary along no axis
     specs = (spec, spec, spec, *leaf_specs)
     run = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=spec, axis_names={axis}, check_vma=False)
-    return run(query, key, value, *leaves)
+    return jax.jit(run)(query, key, value, *leaves)  # op by op, JAX wants all of the mesh's axes
 
 
 def balanced_order(length: int, parts: int) -> jax.Array:
@@ -216,7 +216,7 @@ def _attend_jvp(part: Part, primals, tangents):
     sums = RingSum(part, part.ring, (*part.goes, False), (False, False), outputs)
     moving = tuple(index for index, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero))
     d_output, d_lse = sums.tangent(moving)(*primals, given, *(tangents[index] for index in moving))
-    d_lse = jnp.where(finite, d_lse, 0)
+    d_lse = jnp.where(finite, d_lse, 0)  # twice: what it takes back is 0 x NaN where the output is NaN
     d_output = jnp.where(_by_query(finite), d_output - _by_query(d_lse) * output, 0)
     return (output, lse), (d_output, d_lse)
 

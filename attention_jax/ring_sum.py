@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from attention_jax.blocks.sweep import accumulator
 from attention_jax.operation import Operation, tangent_of, transpose_of
 
 
@@ -19,7 +20,7 @@ class Ring(NamedTuple):
     size: int
 
     def onward(self, arrays):
-        """What the one before it has handed on."""
+        """What the device before this one has handed on."""
         turn = [(device, (device + 1) % self.size) for device in range(self.size)]
         return lax.ppermute(arrays, self.axis, turn)
 
@@ -39,11 +40,12 @@ class Ring(NamedTuple):
 
 @dataclass(frozen=True)
 class RingSum(Operation):
-    """The sum of `rule.term(owner, *operands)` over a round.
+    """The sum of `rule.term(owner, *operands)` over a round, in float32 or better.
 
-    An operand stays with its device, or goes round. So does an output: one that stays is the sum over all owners that a
-    device meets, one that goes is an owner's over all devices, and is at home again in the end. The tangent is such a
-    sum, too, and so is the transpose, in which cotangents go where the operands went.
+    An operand stays with its device, or goes round: a term has the owner's. So does an output. One that stays is a
+    device's, summed over all owners that it meets; one that goes is an owner's, summed over all devices, each of which
+    hands it on with its term, so that it is at home again in the end. The tangent is such a sum, too, and so is the
+    transpose, in which cotangents go where the operands went.
     """
 
     rule: Any
@@ -57,8 +59,9 @@ class RingSum(Operation):
             sums = [total + term for total, term in zip(sums, self.rule.term(owner, *here), strict=True)]
             return [self.ring.onward(each) if go else each for each, go in zip(sums, self.outputs_go, strict=True)]
 
-        zeros = [jnp.zeros(output.shape, output.dtype) for output in self.outputs]
-        return self.ring.round(meet, zeros, operands, self.goes)
+        zeros = [jnp.zeros(output.shape, accumulator(output.dtype)) for output in self.outputs]
+        sums = self.ring.round(meet, zeros, operands, self.goes)
+        return [each.astype(output.dtype) for each, output in zip(sums, self.outputs, strict=True)]
 
     def jvp(self, primals, tangents):
         moving = tuple(index for index, tangent in enumerate(tangents) if tangent is not None)

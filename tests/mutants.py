@@ -74,6 +74,7 @@ MUTANTS = [
     Mutant("ring.py", "d_lse = jnp.where(finite, d_lse, 0)", "pass", "test_ring.py::test_a_row_that_is_nan_takes_no_nan_back"),
     Mutant("blocks/attention_rule.py", "jnp.where(below < 0, below, 0)", "jnp.minimum(below, 0)", "test_contract.py::test_a_row_that_its_bias_makes_nan_takes_no_nan_back"),
     Mutant("blocks/attention_rule.py", "jnp.where((lse < jnp.inf)[:, None], below, -jnp.inf)", "below", "test_contract.py::test_a_row_that_its_bias_makes_nan_takes_no_nan_back"),
+    Mutant("ring_sum.py", "accumulator(output.dtype))", "output.dtype)", "test_ring.py::test_low_precision_is_joined_in_float32"),
     Mutant("dot_product.py", "answered = jnp.any(visible, axis=-1, keepdims=True) & ~poisoned", "answered = ~poisoned", "test_contract.py::test_a_row_that_sees_nothing_takes_no_nan_back"),
     Mutant("mask_tree.py", "if any(len(size) != len(batch) for size in sizes):", "if False:", "test_errors.py -k place"),
     Mutant("arguments.py", "return len(shape) in (0, len(batch)) and broadcasts(shape, batch)", "return broadcasts(shape, batch)", "test_errors.py -k place"),
