@@ -29,21 +29,22 @@ def as_one_head(
     """The shape of the queries as those of one head, and the mask of these; or both as they are.
 
     That is where only the mask's rule or its keys' arrays tell rows apart: not functions, which would be asked for each
-    head anew. On a CPU alone: elsewhere heads may be spread over devices. A lone query makes no matrix product, and the
-    blocks of many keys, where a mask known while tracing cuts through them, have tiles if they are of one head's rows.
-    Measured with 2 to 4096 queries on 2 to 2048 keys, of 4 to 12 heads of 8 to 128 channels.
+    head anew. On a CPU alone: elsewhere heads may be spread over devices. A lone query makes no matrix product. Keys
+    that are not few should be no more than the rows, and under no mask known while tracing, which has tiles in blocks
+    of one head's rows. Measured with 2 to 4096 queries on 2 to 2048 keys, of 4 to 12 heads of 8 to 128 channels.
 
     >>> as_one_head((5, 7, 4, 8), (5, 9, 1, 8), None, None, 0.0, "cpu")
     ((5, 28, 1, 8), None)
     """
     *batch, T, N, H = query_shape
     S, K = value_shape[-3:-1]
-    alike = platform == "cpu" and K == 1 < N and T > 1 and score is None and not rate
+    few = few_keys(S, H, CPU.tile)
+    alike = platform == "cpu" and K == 1 < N and T > 1 and score is None and not rate and (few or S <= T * N)
     if alike and mask is not None:
         leaves = jax.tree.leaves(mask)
         own = zip(leaves, mask.axes(), strict=True)
         of_keys = all(length_along(leaf, letters, a) == 1 for leaf, letters in own for a in "nt")
-        alike = of_keys and not holds_function(mask) and bool(leaves or few_keys(S, H, CPU.tile))
+        alike = of_keys and not holds_function(mask) and (few or bool(leaves))
         mask = Interleaved(mask, N) if alike else mask
     return (*batch, T * N, 1, H) if alike else tuple(query_shape), mask
 
