@@ -223,7 +223,7 @@ MUTANTS = [
     Mutant("blocks/softmax.py", "totals[0] > 0.5 if", "~(totals[0] < 0.5) if", "test_contract.py::test_a_row_that_is_nan_has_no_tangent"),
     Mutant("blocks/softmax.py", "totals[0] > 0.5 if", "totals[0] > 0 if", "test_contract.py::test_a_row_that_sees_nothing_takes_no_nan_back"),
     Mutant("blocks/softmax.py", "beside.with_totals() if rule.totals else beside", "beside", "test_blockwise.py::test_no_log_sum_exp_of_few_keys_is_made_that_nobody_wants"),
-    Mutant("blocks/block_form.py", "self.few and not self.lone", "self.few", "test_contract.py::test_a_row_that_is_nan_has_no_tangent"),
+    Mutant("blocks/block_form.py", "self.few and not self.lone", "self.few", "test_contract.py::test_a_row_that_is_nan_takes_no_nan_back"),
     Mutant("blocks/block_form.py", "(masked and not OLD_XLA)", "not OLD_XLA", "test_blockwise.py::test_scores_are_checked_by_what_they_become"),
     Mutant("blocks/block_form.py", "(masked and not OLD_XLA)", "masked", "test_blockwise.py::test_scores_are_checked_by_what_they_become"),
     Mutant("blocks/block_form.py", "(masked and not OLD_XLA)", "False", "test_blockwise.py::test_scores_are_checked_by_what_they_become"),

@@ -74,7 +74,7 @@ def test_a_row_that_sees_nothing_takes_no_nan_back(everything, arrays, hide):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
-@pytest.mark.parametrize("keys, score", [(9, None), (200, None), (200, aj.soft_cap(3.0))])
+@pytest.mark.parametrize("keys, score", [(1, None), (9, None), (200, None), (200, aj.soft_cap(3.0))])
 def test_a_row_that_is_nan_takes_no_nan_back(implementation, keys, score):
     """As from what a loss leaves out after a nonlinearity, whose slope there is NaN."""
     query, key, value, _ = suite.inputs((7, keys, 4, 2, 8, 10, ()))
