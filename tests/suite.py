@@ -6,7 +6,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from x64 import x64_if
 
+import attention_jax as aj
 from attention_jax import (
     causal,
     key_lengths,
@@ -171,3 +173,25 @@ def output_and_gradients(attention, query, key, value, cotangent):
     """`attention(query, key, value)`, and the gradients of `sum(output * cotangent)`."""
     output, backward = jax.vjp(attention, query, key, value)
     return output, *backward(cotangent)
+
+
+def every_mode(cotangent, implementation, *inputs, **options):
+    """Output and log-sum-exp, their tangents, gradients, and the tangents of these."""
+
+    def attend(*inputs):
+        output, lse = aj.attention_and_lse(*inputs, implementation=implementation, **options)
+        return output, jnp.where(lse == -jnp.inf, 0, lse)
+
+    def total(*inputs):
+        output, lse = attend(*inputs)
+        weigh = jax.random.normal(jax.random.key(0), lse.shape, jnp.float32)
+        return jnp.vdot(output, cotangent) + jnp.vdot(jnp.sin(lse), weigh)
+
+    tangents = tuple(jnp.roll(x, (1, 1), (1, 3)) for x in inputs)
+    return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
+
+
+def exact(modes, inputs):
+    """What `modes` finds with the reference in float64."""
+    with x64_if(True):
+        return jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs))

@@ -832,7 +832,7 @@ def test_keys_that_are_cut_up_without_derivatives_alone(T, S, H):
         output, pull = jax.vjp(partial(aj.attention, implementation=implementation), *inputs)
         return output, pull(cotangent.astype(output.dtype))
 
-    suite.close(jax.jit(partial(both, "blockwise"))(*inputs), exact(both, inputs), 1e-5)
+    suite.close(jax.jit(partial(both, "blockwise"))(*inputs), suite.exact(both, inputs), 1e-5)
 
 
 @pytest.mark.slow
@@ -936,36 +936,14 @@ def test_what_is_taken_at_once_is_below_what_malloc_gives_back(B, T, S, H):
     assert compiled.memory_analysis().temp_size_in_bytes < 32 * 2**20
 
 
-def every_mode(cotangent, implementation, *inputs, **options):
-    """Output and log-sum-exp, their tangents, gradients, and the tangents of these."""
-
-    def attend(*inputs):
-        output, lse = aj.attention_and_lse(*inputs, implementation=implementation, **options)
-        return output, jnp.where(lse == -jnp.inf, 0, lse)
-
-    def total(*inputs):
-        output, lse = attend(*inputs)
-        weigh = jax.random.normal(jax.random.key(0), lse.shape, jnp.float32)
-        return jnp.vdot(output, cotangent) + jnp.vdot(jnp.sin(lse), weigh)
-
-    tangents = tuple(jnp.roll(x, (1, 1), (1, 3)) for x in inputs)
-    return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
-
-
-def exact(modes, inputs):
-    """What `modes` finds with the reference in float64."""
-    with x64_if(True):
-        return jax.jit(partial(modes, "reference"))(*(x.astype("float64") for x in inputs))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("queries, keys", [(35, 1), (35, 2), (35, 40), (35, 41), (35, 64), (3, 70)])
 def test_by_rows(queries, keys):
     """Fewer keys than channels of a query, than those of a value, and more; and few queries."""
     *inputs, cotangent = suite.inputs((queries, keys, 4, 2, 8, 40, (2,)))
     mask = aj.key_lengths(np.array([0, keys])) & aj.causal(offset=keys - queries + 2)
-    modes = partial(every_mode, cotangent, mask=mask)
-    truth = exact(modes, inputs)
+    modes = partial(suite.every_mode, cotangent, mask=mask)
+    truth = suite.exact(modes, inputs)
 
     block = min(keys, 64)
     many_steps = CPU._replace(block=block, narrow=block, step=1, few=1)
@@ -994,7 +972,7 @@ def test_few_keys_without_derivatives(options, keys, old):
 
     with mock.patch("attention_jax.blocks.block_form.OLD_XLA", old):
         ours = jax.jit(partial(attend, "blockwise"))(*inputs)
-    suite.close(ours, exact(attend, inputs), 1e-5)
+    suite.close(ours, suite.exact(attend, inputs), 1e-5)
 
 
 @pytest.mark.slow
@@ -1002,9 +980,9 @@ def test_few_keys_without_derivatives(options, keys, old):
 def test_one_key(options):
     """Its weight is 1, and the log-sum-exp its logit."""
     *inputs, cotangent = suite.inputs((35, 1, 4, 2, 8, 40, (2,)))
-    modes = partial(every_mode, cotangent, **options)
+    modes = partial(suite.every_mode, cotangent, **options)
     ours = jax.jit(partial(modes, "blockwise"))(*inputs)
-    truth = exact(modes, inputs)
+    truth = suite.exact(modes, inputs)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(truth), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)  # some are 0, as a difference of what is not
 
@@ -1123,8 +1101,8 @@ def test_what_no_row_sees_changes_no_bit_by_rows(queries, keys, derived):
 def test_an_only_block_of_many_keys(heads, mask, score):
     """Of heads alone and in groups; whole, and cut where the mask cuts."""
     *inputs, cotangent = suite.inputs((75, 70, 4, heads, 8, 40, (2,)))
-    modes = partial(every_mode, cotangent, mask=mask, score=score)
-    truth = exact(modes, inputs)
+    modes = partial(suite.every_mode, cotangent, mask=mask, score=score)
+    truth = suite.exact(modes, inputs)
     for tile in (128, 16):
         with mock.patch("attention_jax.block_sizes.CPU", CPU._replace(tile=tile)):
             suite.close(jax.jit(partial(modes, "blockwise"))(*inputs), truth, 1e-5)

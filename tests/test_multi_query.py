@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import suite
-from x64 import x64_if
 
 import attention_jax as aj
 from attention_jax.block_sizes import CPU
@@ -30,21 +29,6 @@ MASKS = {
 }
 
 
-def every_mode(implementation, mask, *inputs):
-    """Output and log-sum-exp, their tangents, gradients, and the tangents of these."""
-
-    def attend(*inputs):
-        output, lse = aj.attention_and_lse(*inputs, mask=mask, implementation=implementation)
-        return output, jnp.where(lse == -jnp.inf, 0, lse)
-
-    def total(*inputs):
-        output, lse = attend(*inputs)
-        return jnp.vdot(output, COTANGENT) + jnp.sum(jnp.sin(lse) * jnp.arange(lse.size).reshape(lse.shape))
-
-    tangents = tuple(jnp.roll(x, 1) for x in inputs)
-    return jax.jvp(attend, inputs, tangents), jax.jvp(jax.grad(total, (0, 1, 2)), inputs, tangents)
-
-
 def shape_and_mask(mask, score=None, rate=0.0, platform="cpu", shapes=((B, T, N, H), (B, S, 1, Hv))):
     mask = None if mask is None else aj.mask_from_array(mask) if isinstance(mask, np.ndarray | jax.Array) else mask
     return as_one_head(*shapes, mask, score, rate, platform)
@@ -54,12 +38,11 @@ def shape_and_mask(mask, score=None, rate=0.0, platform="cpu", shapes=((B, T, N,
 @pytest.mark.parametrize("name", MASKS)
 def test_every_mode(name):
     """Also cut up into blocks of rows that are no whole number of positions."""
-    mask, inputs = MASKS[name], (QUERY, KEY, VALUE)
-    with x64_if(True):
-        truth = jax.jit(partial(every_mode, "reference", mask))(*(x.astype("float64") for x in inputs))
+    inputs, modes = (QUERY, KEY, VALUE), partial(suite.every_mode, COTANGENT, mask=MASKS[name])
+    truth = suite.exact(modes, inputs)
     for sizes in (CPU, CPU._replace(block=8, narrow=8, tile=3, step=1, few=1, alone=1)):
         with mock.patch("attention_jax.block_sizes.CPU", sizes):
-            suite.close(jax.jit(partial(every_mode, "blockwise", mask))(*inputs), truth, 1e-5)
+            suite.close(jax.jit(partial(modes, "blockwise"))(*inputs), truth, 1e-5)
 
 
 @pytest.mark.parametrize("name", MASKS)
